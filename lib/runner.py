@@ -1,0 +1,212 @@
+"""Owns the run of the study: stages in order, papermill, HTML, index, and the comparison with the reference tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+from lib import html
+from lib.paths import NOTEBOOKS, REFERENCE, REPORTS, ROOT, RUNS, digest_of, file_digest, write_json
+from lib.settings import Settings, SettingsError
+
+
+class StudyError(RuntimeError):
+    """The study cannot go on; the message says where it stopped and what to do."""
+
+
+def notebooks(only: tuple[str, ...] = (), start: str = "") -> list[Path]:
+    """The numbered notebooks in order; `only` and `start` take numbers such as 31.
+
+    Raises StudyError for a number that no notebook has.
+    """
+    everything = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    known = [path.name[:2] for path in everything]
+    for number in (*only, *([start] if start else [])):
+        if str(number)[:2] not in known:
+            raise StudyError(f"no notebook has the number {number}; there are {', '.join(known)}")
+    chosen = [path for path in everything if not only or path.name[:2] in {str(number)[:2] for number in only}]
+    return [path for path in chosen if not start or path.name[:2] >= str(start)[:2]]
+
+
+def code_revision() -> str:
+    """Git revision of the code, with a plus sign where it has local changes; `unknown` outside a checkout."""
+    folder = Path(__file__).parent.parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "--", "lib", "notebooks"], cwd=folder, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def code_digest(paths: list[Path]) -> str:
+    """Hash of the library's code and of `paths`: a stage runs again when it changes."""
+    library = sorted(Path(__file__).parent.glob("*.py"))
+    return digest_of([(path.name, file_digest(path)) for path in [*library, *paths]])
+
+
+def provenance(settings: Settings, data: str = "") -> dict[str, object]:
+    """What made a table or figure: settings and data hash, code revision, seed, device, versions."""
+    import torch
+
+    names = ("torch", "torchaudio", "numpy", "scipy", "scikit-learn", "librosa", "soundfile")
+    return {
+        "preset": settings.preset, "seed": settings.seed, "settings": settings.digest(), "data": data,
+        "code": code_revision(), "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": settings.run.threads, "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in names},
+    }
+
+
+def notebook_parameters(path: Path) -> dict[str, object]:
+    """Names and default values of a notebook's tagged parameters cell."""
+    import ast
+
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            tree = ast.parse("".join(cell["source"]))
+            pairs = [(node.target if isinstance(node, ast.AnnAssign) else node.targets[0], node.value) for node in tree.body
+                     if isinstance(node, ast.AnnAssign | ast.Assign)]
+            return {target.id: ast.literal_eval(value) for target, value in pairs}
+    raise StudyError(f"{path.name} has no cell tagged 'parameters'")
+
+
+def run_study(settings: Settings, changes: dict[str, str], only: tuple[str, ...] = (), start: str = "",
+              force: bool = False, say=print) -> Path:
+    """Execute the notebooks in order and write the HTML reports and the index; returns the index's path.
+
+    A stage is skipped when its notebook, the library, the settings and the stages before it are unchanged. Raises
+    StudyError where a notebook fails, with the path of the partly executed notebook; everything before it is kept.
+    """
+    chosen = {path.name for path in notebooks(only, start)}
+    folder = RUNS / settings.preset
+    every = notebooks()
+    earlier, times, started = "", {}, time.time()
+    for number, path in enumerate(every):
+        stamp_path = folder / "stamps" / f"{path.stem}.json"
+        target = REPORTS / "executed" / path.name
+        key = digest_of([earlier, code_digest([path]), settings.digest(), sorted(changes.items())])
+        stamp = json.loads(stamp_path.read_text()) if stamp_path.exists() else {}
+        fresh = stamp.get("key") == key and target.exists() and stamp.get("executed") == file_digest(target)
+        # The summary reads the tables of all others, so what comes before a stage is part of its key.
+        earlier = key
+        if path.name not in chosen or (fresh and not force):
+            if path.name in chosen:
+                say(f"[{number + 1:2d}/{len(every)}] {path.stem}: unchanged, skipped")
+            times[path.stem] = stamp.get("seconds")
+            continue
+        say(f"[{number + 1:2d}/{len(every)}] {path.stem}: running ...")
+        began = time.time()
+        _execute(path, target, settings, changes)
+        seconds = time.time() - began
+        times[path.stem] = seconds
+        write_json(stamp_path, {"key": key, "executed": file_digest(target), "seconds": round(seconds, 1)})
+        say(f"[{number + 1:2d}/{len(every)}] {path.stem}: done in {seconds:.0f} s")
+    index = write_reports(settings)
+    say(f"study finished in {time.time() - started:.0f} s; open {index}")
+    return index
+
+
+def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, str]) -> None:
+    # The kernel must be this environment's own Python, not one registered for the user.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    os.environ["STUDY_ROOT"] = str(ROOT)
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{path.stem}.partial.ipynb")
+    options = ",".join(f"{name}={value}" for name, value in sorted(changes.items()) if name not in ("preset", "seed"))
+    given = {"preset": settings.preset, "seed": settings.seed, "options": options}
+    known = notebook_parameters(path)
+    try:
+        papermill.execute_notebook(
+            str(path), str(partial), parameters={name: value for name, value in given.items() if name in known},
+            kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(), log_output=False)
+    except PapermillExecutionError as error:
+        raise StudyError(
+            f"{path.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"the partly executed notebook is {partial}; earlier stages are kept, run the same command to go on") from None
+    os.replace(partial, target)
+
+
+def write_reports(settings: Settings) -> Path:
+    """HTML of every executed notebook and the index; returns the path of the index."""
+    entries = []
+    executed = [REPORTS / "executed" / path.name for path in notebooks()]
+    executed = [path for path in executed if path.exists()]
+    trail = provenance(settings)
+    for number, path in enumerate(executed):
+        page = REPORTS / "html" / f"{path.stem}.html"
+        before = executed[number - 1].stem + ".html" if number else None
+        after = executed[number + 1].stem + ".html" if number + 1 < len(executed) else None
+        html.export_notebook(path, page, provenance=trail, previous=before, next=after)
+        facts = html.notebook_facts(path)
+        figures = sorted((REPORTS / "figures").glob(f"{path.name[:2]}_*.png"))
+        entries.append(facts | {"number": path.name[:2], "href": f"html/{page.name}", "figure": figures[0] if figures else None})
+    headline = REPORTS / "tables" / "50_headline.csv"
+    table = pd.read_csv(headline).to_html(index=False, na_rep="", border=0) if headline.exists() else ""
+    index = REPORTS / "index.html"
+    html.write_index(index, entries, provenance=trail, title="One-class speech deepfake detection by feature pyramid matching",
+                     table=table)
+    return index
+
+
+# How far a table of this run may be from the reference run. Another processor or thread count changes the last bits of
+# training, and through it scores: AUC moves by a few hundredths. Counts and hashes must not move at all.
+TOLERANCE = {"green": 0.02, "amber": 0.06}
+
+
+def verify(preset: str) -> list[tuple[str, str, str]]:
+    """Compare the tables of the last run with the committed reference: [(table, green | amber | red, why)].
+
+    Raises StudyError where there is no reference for the preset or nothing was run.
+    """
+    reference = REFERENCE / preset
+    tables = sorted(reference.glob("*.csv"))
+    if not tables:
+        raise StudyError(f"no reference tables for preset {preset!r} under {reference}")
+    if not (REPORTS / "tables").is_dir():
+        raise StudyError("nothing to compare: run `make study` first")
+    return [(path.name, *_compared(path, REPORTS / "tables" / path.name)) for path in tables]
+
+
+def _compared(reference: Path, ours: Path) -> tuple[str, str]:
+    if not ours.exists():
+        return "red", "missing in this run"
+    theirs, mine = pd.read_csv(reference), pd.read_csv(ours)
+    if list(theirs.columns) != list(mine.columns) or len(theirs) != len(mine):
+        return "red", f"shape differs: {theirs.shape} in the reference, {mine.shape} here"
+    numbers = [name for name in theirs.columns if pd.api.types.is_float_dtype(theirs[name])]
+    exact = [name for name in theirs.columns if name not in numbers]
+    differing = [name for name in exact if not theirs[name].astype(str).equals(mine[name].astype(str))]
+    if differing:
+        return "red", f"column {differing[0]} differs"
+    if not numbers:
+        return "green", "equal"
+    gap = (theirs[numbers] - mine[numbers]).abs()
+    scale = theirs[numbers].abs().clip(lower=1.0)
+    worst = float((gap / scale).max().max())
+    if theirs[numbers].isna().ne(mine[numbers].isna()).any().any():
+        return "red", "a value is missing on one side"
+    for colour, limit in TOLERANCE.items():
+        if not worst > limit:
+            return colour, f"largest difference {worst:.4f} (limit {limit})"
+    return "red", f"largest difference {worst:.4f} (limit {TOLERANCE['amber']})"
+
+
+def parse_options(texts: list[str]) -> dict[str, str]:
+    """`["seed=1", "training.epochs=4"]` as a mapping; raises SettingsError for a text without an equals sign."""
+    for text in texts:
+        if "=" not in text:
+            raise SettingsError(f"expected NAME=VALUE, such as seed=1, not {text!r}")
+    return {name.strip(): value.strip() for name, value in (text.split("=", 1) for text in texts)}

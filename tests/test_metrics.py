@@ -1,0 +1,341 @@
+"""Metrics against hand-computed values, properties, slow twins and, if named, a published score file."""
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import metrics
+from lib.metrics import MetricError
+
+SCORES = st.lists(st.integers(-40, 40), min_size=1, max_size=25)
+TWO_SCORE_FUNCTIONS = [metrics.detection_curve, metrics.equal_error_rate, metrics.area_under_curve,
+                       metrics.min_dcf, metrics.act_dcf, metrics.cllr]
+
+
+def slow_curve(bonafide, spoof):
+    """(FRR, FAR) after each rejection, in exact fractions: lowest first, bona fide first within a tie."""
+    trials = sorted([(score, 0) for score in bonafide] + [(score, 1) for score in spoof])
+    points, rejected = [(Fraction(0), Fraction(1))], [0, 0]
+    for _, spoofed in trials:
+        rejected[spoofed] += 1
+        points.append((Fraction(rejected[0], len(bonafide)), 1 - Fraction(rejected[1], len(spoof))))
+    return points
+
+
+def slow_eer(bonafide, spoof):
+    frr, far = min(slow_curve(bonafide, spoof), key=lambda point: abs(float(point[0]) - float(point[1])))
+    return float((frr + far) / 2)
+
+
+def slow_min_dcf(bonafide, spoof):
+    costs = [Fraction(95, 100) * frr + Fraction(1, 2) * far for frr, far in slow_curve(bonafide, spoof)]
+    return float(min(costs) / Fraction(1, 2))
+
+
+def slow_auc(bonafide, spoof):
+    return sum((b > s) + 0.5 * (b == s) for b in bonafide for s in spoof) / (len(bonafide) * len(spoof))
+
+
+def slow_cllr(bonafide, spoof):
+    real = sum(math.log2(1 + math.exp(-score)) for score in bonafide) / len(bonafide)
+    return (real + sum(math.log2(1 + math.exp(score)) for score in spoof) / len(spoof)) / 2
+
+
+def synthetic_scores():
+    """A score set with ties that is the same on every machine: logistic-map noise, two decimals."""
+    noise, state = [], 0.3141592
+    for _ in range(900):
+        state = 3.99 * state * (1 - state)
+        noise.append(state)
+    return [round(4 * x + 0.5, 2) for x in noise[:400]], [round(4 * x - 1.5, 2) for x in noise[400:]]
+
+
+# --- hand-computed ------------------------------------------------------------
+
+def test_curve_by_hand():
+    frr, far, thresholds = metrics.detection_curve([2.0, 0.0], [1.0, -1.0])
+    assert frr.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert far.tolist() == [1, 0.5, 0.5, 0, 0]
+    assert thresholds.tolist() == [-1.001, -1, 0, 1, 2]
+
+
+def test_eer_by_hand():
+    assert metrics.equal_error_rate([2.0, 0.0], [1.0, -1.0]) == (0.5, 0.0)
+    assert metrics.equal_error_rate([3, 4], [1, 2]) == (0.0, 2.0)
+    assert metrics.equal_error_rate([1, 2], [3, 4])[0] == 1.0
+    # rejecting the lowest two of 1 2 3 | 0 1.5: FRR 1/3, FAR 1/2; three: 1/3 and 0. No interpolation.
+    assert metrics.equal_error_rate([1, 2, 3], [0, 1.5])[0] == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def test_ties_are_not_collapsed_and_never_help():
+    # real 1, spoof 1, real 2, spoof 2: the point after "real 1" is (1/2, 1), after "spoof 1" (1/2, 1/2)
+    assert metrics.equal_error_rate([1, 2], [1, 2])[0] == 0.5
+    # after spoof 0: (0, 1/2); real 1: (1/3, 1/2); real 1: (2/3, 1/2), nearer than the last by a rounding
+    assert metrics.equal_error_rate([1, 1, 1], [1, 0])[0] in {(1 / 3 + 1 / 2) / 2, (2 / 3 + 1 / 2) / 2}
+    # all five tied save one spoof below: had the tie been collapsed the nearest point would be (0, 1/2)
+    assert metrics.equal_error_rate([1, 1, 1, 1], [1, 0])[0] == 0.5
+
+
+def test_single_trials():
+    assert metrics.equal_error_rate([1], [0])[0] == 0.0
+    assert metrics.equal_error_rate([0], [1])[0] == 1.0
+    assert metrics.area_under_curve([1], [0]) == 1.0
+    assert metrics.min_dcf([1], [0]) == 0.0
+
+
+def test_auc_by_hand():
+    assert metrics.area_under_curve([3, 1], [2, 1]) == (1 + 1 + 0 + 0.5) / 4
+    assert metrics.area_under_curve([5, 5], [5]) == 0.5
+
+
+def test_costs_by_hand():
+    assert metrics.min_dcf([2.0, 0.0], [1.0, -1.0]) == pytest.approx(0.5 / 0.5 * 0.5)  # accept all but -1
+    assert metrics.min_dcf([0], [1]) == 1.0  # inverted: no better than accepting everything
+    # Bayes threshold -0.6419: one of two real below, one of two spoof above
+    assert metrics.act_dcf([0, -0.65], [-0.64, -5]) == pytest.approx((0.95 * 0.5 + 0.5 * 0.5) / 0.5)
+    assert metrics.act_dcf([-9], [9]) == pytest.approx(2.9)
+    assert metrics.min_dcf([2, 0], [1, -1], p_spoof=0.5, c_miss=1, c_fa=1) == pytest.approx(0.5)
+
+
+def test_cllr_by_hand_and_without_overflow():
+    assert metrics.cllr([0], [0]) == pytest.approx(1)
+    assert metrics.cllr([math.log(3)], [math.log(1 / 3)]) == pytest.approx(math.log2(4 / 3))
+    assert metrics.cllr([-1000], [1000]) == pytest.approx(1000 / math.log(2))
+    assert metrics.cllr([1000], [-1000]) == 0
+
+
+def test_operating_point():
+    held_out = np.arange(100)
+    point = metrics.operating_point(held_out, [4, 5, 6, 7], [0, 1, 2, 9], frr=0.05)
+    assert point == (5.0, 0.05, 0.25, 0.75, True)
+    assert metrics.operating_point(held_out, [5], [1], frr=0.29).held_out_rate == 0.29  # floats: 28.999...
+    few = metrics.operating_point([3, 1, 2], [0.5, 4], [0, 9], frr=0.05)
+    assert few == (1.0, 0.0, 0.5, 0.5, False)
+    tied = metrics.operating_point([1] * 50, [1], [1], frr=0.05)
+    assert tied.held_out_rate == tied.detection_rate == 0  # ties never raise the stated rate
+
+
+def test_conformal_p_values():
+    assert metrics.conformal_p_values([1, 2, 3], [0, 1, 2.5, 9]).tolist() == [0.25, 0.5, 0.75, 1.0]
+    calibration, fresh = np.random.default_rng(0).normal(size=(2, 4000))
+    assert np.mean(metrics.conformal_p_values(calibration, fresh) <= 0.05) == pytest.approx(0.05, abs=0.012)
+
+
+def test_clopper_pearson_known_values():
+    assert metrics.clopper_pearson(0, 10) == pytest.approx((0, 1 - 0.025 ** 0.1))
+    assert metrics.clopper_pearson(10, 10) == pytest.approx((0.025 ** 0.1, 1))
+    assert metrics.clopper_pearson(5, 10) == pytest.approx((0.1870860284474045, 0.8129139715525955))
+    for bad in [(-1, 10), (11, 10), (0, 0), (1.5, 3)]:
+        with pytest.raises(MetricError, match="whole"):
+            metrics.clopper_pearson(*bad)
+
+
+def test_holm():
+    assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert metrics.holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+    with pytest.raises(MetricError, match=r"\[0, 1\]"):
+        metrics.holm([0.5, 1.2])
+
+
+# --- properties ------------------------------------------------------------
+
+@given(SCORES, SCORES)
+def test_against_slow_twins(bonafide, spoof):
+    assert metrics.area_under_curve(bonafide, spoof) == pytest.approx(slow_auc(bonafide, spoof), abs=1e-12)
+    assert metrics.cllr(bonafide, spoof) == pytest.approx(slow_cllr(bonafide, spoof), rel=1e-12)
+    if len(set(bonafide + spoof)) > 1:
+        eer = metrics.equal_error_rate(bonafide, spoof)[0]
+        assert eer == pytest.approx(slow_eer(bonafide, spoof), abs=1e-12)
+        assert metrics.min_dcf(bonafide, spoof) == pytest.approx(slow_min_dcf(bonafide, spoof), abs=1e-12)
+
+
+@given(SCORES, SCORES)
+def test_monotone_invariance_symmetry_and_range(bonafide, spoof):
+    auc = metrics.area_under_curve(bonafide, spoof)
+    stretched = [np.asarray(scores) ** 3 * 2.0 + 7 for scores in (bonafide, spoof)]
+    assert 0 <= auc <= 1 and auc == metrics.area_under_curve(*stretched)
+    assert auc == pytest.approx(1 - metrics.area_under_curve(spoof, bonafide), abs=1e-12)
+    assert metrics.cllr(bonafide, spoof) >= 0 and 0 <= metrics.act_dcf(bonafide, spoof) <= 2.9 + 1e-12
+    if len(set(bonafide + spoof)) > 1:
+        eer, threshold = metrics.equal_error_rate(bonafide, spoof)
+        assert 0 <= eer <= 1 and eer == metrics.equal_error_rate(*stretched)[0]
+        rate = (np.mean(np.asarray(bonafide) <= threshold) + np.mean(np.asarray(spoof) > threshold)) / 2
+        assert rate == pytest.approx(eer, abs=1e-12) or len(set(bonafide + spoof)) < len(bonafide + spoof)
+        assert 0 <= metrics.min_dcf(bonafide, spoof) <= 1
+        assert metrics.min_dcf(bonafide, spoof) <= metrics.act_dcf(bonafide, spoof) + 1e-12
+        frr, far, thresholds = metrics.detection_curve(bonafide, spoof)
+        assert all((np.diff(frr) >= 0) & (np.diff(far) <= 0) & (np.diff(thresholds) >= 0))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_monotone_and_no_smaller(p_values):
+    adjusted, order = metrics.holm(p_values), np.argsort(p_values, kind="stable")
+    assert (adjusted >= p_values).all() and (adjusted <= 1).all() and (np.diff(adjusted[order]) >= 0).all()
+
+
+# --- refusals ------------------------------------------------------------
+
+@pytest.mark.parametrize("function", TWO_SCORE_FUNCTIONS)
+@pytest.mark.parametrize(("bonafide", "spoof", "message"), [
+    ([], [1.0], "bonafide scores"), ([1.0], [], "spoof scores"),
+    ([1, float("nan")], [0], r"NaN.*index \[1\]"), ([1], [float("inf")], "NaN or Inf"),
+    ([[1.0]], [0.0], "one-dimensional"), (["high"], [0], "numbers")])
+def test_refuses(function, bonafide, spoof, message):
+    with pytest.raises(MetricError, match=message):
+        function(bonafide, spoof)
+
+
+@pytest.mark.parametrize("function", [metrics.detection_curve, metrics.equal_error_rate, metrics.min_dcf])
+def test_constant_scores_are_an_error(function):
+    with pytest.raises(MetricError, match="constant"):
+        function([1.5, 1.5], [1.5])
+
+
+def test_other_functions_refuse():
+    with pytest.raises(MetricError, match="Write 1 % as 0.01"):
+        metrics.operating_point([1, 2], [1], [0], frr=5)
+    with pytest.raises(MetricError, match="held-out"):
+        metrics.operating_point([1, float("nan")], [1], [0])
+    with pytest.raises(MetricError, match="calibration"):
+        metrics.conformal_p_values([], [1])
+    with pytest.raises(MetricError, match="p_spoof"):
+        metrics.min_dcf([1], [0], p_spoof=1)
+    with pytest.raises(MetricError, match="costs"):
+        metrics.act_dcf([1], [0], c_fa=0)
+
+
+# --- bootstrap ------------------------------------------------------------
+
+def overlapping(real=60, fake=60, seed=0, shift=1.0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(shift, 1, real), generator.normal(0, 1, fake)
+
+
+def test_bootstrap_covers_is_seeded_and_fast():
+    bonafide, spoof = overlapping()
+    clusters = np.arange(60) // 3
+    began = time.perf_counter()
+    low, high = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, clusters, clusters)
+    assert time.perf_counter() - began < 1
+    assert low < metrics.area_under_curve(bonafide, spoof) < high
+    again = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, clusters, clusters)
+    other = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, clusters, clusters, seed=1)
+    assert (low, high) == again != other
+
+
+def test_bootstrap_against_a_slow_twin():
+    bonafide, spoof = overlapping(12, 12)
+    names = [f"speaker {i // 3}" for i in range(12)]
+    generator, values = np.random.default_rng(7), []
+    for _ in range(50):
+        drawn = [f"speaker {i}" for i in generator.integers(4, size=4)]
+        real = [score for name in drawn for score, own in zip(bonafide, names, strict=True) if own == name]
+        fake = [score for name in drawn for score, own in zip(spoof, names, strict=True) if own == name]
+        values.append(slow_auc(real, fake))
+    expected = np.quantile(values, [0.05, 0.95])
+    found = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, names, names, 50, 0.9, 7)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_few_large_clusters_widen_the_interval():
+    generator = np.random.default_rng(3)
+    speaker = np.repeat(np.arange(6), 20)
+    bonafide = generator.normal(0, 2, 6)[speaker] + generator.normal(1, 0.3, 120)
+    spoof = generator.normal(0, 1, 120)
+    spoof_names = [f"spoof {i}" for i in range(120)]
+    by_speaker, by_clip = (
+        metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, names, spoof_names)
+        for names in (speaker, range(120)))
+    assert by_speaker[1] - by_speaker[0] > 2 * (by_clip[1] - by_clip[0])
+
+
+def test_pairs_are_drawn_together():
+    bonafide, _ = overlapping(30, 1)
+    parents = [f"clip {i}" for i in range(30)]
+    low, high = metrics.clustered_bootstrap(lambda real, fake: np.mean(real) - np.mean(fake),
+                                            bonafide, bonafide - 0.5, parents, parents)
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
+def test_resamples_without_a_class_are_left_out():
+    bonafide, spoof = overlapping(4, 4)
+    low, high = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, ["a", "a", "b", "b"],
+                                            ["c", "c", "d", "d"])
+    assert 0 <= low <= high <= 1
+    with pytest.raises(MetricError, match="cluster by parent"):
+        metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, ["a"] * 4, ["b"] * 4, seed=1,
+                                    resamples=7)
+
+
+def test_bootstrap_refuses():
+    with pytest.raises(MetricError, match="at least 2 clusters"):
+        metrics.clustered_bootstrap(metrics.area_under_curve, [1, 2], [0], ["a", "a"], ["a"])
+    with pytest.raises(MetricError, match="cluster name"):
+        metrics.clustered_bootstrap(metrics.area_under_curve, [1, 2], [0], ["a"], ["a"])
+    with pytest.raises(MetricError, match="resample"):
+        metrics.clustered_bootstrap(metrics.area_under_curve, [1], [0], ["a"], ["b"], resamples=0)
+    with pytest.raises(MetricError, match="one number"):
+        metrics.clustered_bootstrap(metrics.equal_error_rate, [1, 2, 3], [0, 1, 2], "abc", "abc")
+
+
+def test_paired_difference():
+    bonafide, spoof = overlapping(90, 90, shift=1.5)
+    clusters = np.arange(90) // 3
+    noisy = [scores + np.random.default_rng(5).normal(0, 3, 90) for scores in (bonafide, spoof)]
+    better = metrics.paired_difference(bonafide, spoof, *noisy, clusters, clusters)
+    assert better.difference > 0.1 and better.low > 0 and better.p_value < 0.01
+    same = metrics.paired_difference(bonafide, spoof, bonafide, spoof, clusters, clusters)
+    assert same == (0, 0, 0, 1)
+    worse = metrics.paired_difference(*noisy, bonafide, spoof, clusters, clusters)
+    assert worse.difference == -better.difference and worse.p_value == better.p_value
+    with pytest.raises(MetricError, match="same trials"):
+        metrics.paired_difference(bonafide, spoof, bonafide[1:], spoof, clusters, clusters)
+
+
+def test_paired_p_values_are_about_uniform_when_nothing_differs():
+    p_values = []
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        a, b, c, d = (generator.normal(shift, 1, 40) for shift in (1, 0, 1, 0))
+        p_values.append(metrics.paired_difference(a, b, c, d, range(40), range(40), resamples=199).p_value)
+    assert np.mean(np.asarray(p_values) < 0.1) < 0.25 and 0.3 < np.mean(p_values) < 0.7
+
+
+# --- golden ------------------------------------------------------------
+
+def test_synthetic_golden():
+    bonafide, spoof = synthetic_scores()
+    assert metrics.equal_error_rate(bonafide, spoof)[0] == pytest.approx(slow_eer(bonafide, spoof), abs=1e-12)
+    assert metrics.min_dcf(bonafide, spoof) == pytest.approx(slow_min_dcf(bonafide, spoof), abs=1e-12)
+    assert metrics.area_under_curve(bonafide, spoof) == pytest.approx(slow_auc(bonafide, spoof), abs=1e-12)
+    assert metrics.cllr(bonafide, spoof) == pytest.approx(slow_cllr(bonafide, spoof), rel=1e-12)
+    rejected = sum(score < -math.log(1.9) for score in bonafide)
+    accepted = sum(score >= -math.log(1.9) for score in spoof)
+    expected = (0.95 * rejected / 400 + 0.5 * accepted / 500) / 0.5
+    assert metrics.act_dcf(bonafide, spoof) == pytest.approx(expected)
+
+
+@pytest.mark.skipif(not os.environ.get("GOLDEN_SCORES"), reason="GOLDEN_SCORES names no score file")
+def test_published_scores():
+    """RawGAT-ST (mul), the 71,237 trials of ASVspoof 2019 LA eval, `utt attack label score` lines."""
+    path = os.environ["GOLDEN_SCORES"]
+    scores = {"bonafide": [], "spoof": []}
+    with (gzip.open if path.endswith(".gz") else open)(path, "rt") as lines:
+        for line in lines:
+            _, _, label, score = line.split()
+            scores[label].append(float(score))
+    bonafide, spoof = scores["bonafide"], scores["spoof"]
+    assert (len(bonafide), len(spoof)) == (7355, 63882)
+    assert 100 * metrics.equal_error_rate(bonafide, spoof)[0] == pytest.approx(1.060135, abs=5e-7)
+    assert metrics.min_dcf(bonafide, spoof) == pytest.approx(0.02989, abs=5e-6)
+    assert metrics.act_dcf(bonafide, spoof) == pytest.approx(0.0444, abs=5e-5)
+    assert metrics.cllr(bonafide, spoof) == pytest.approx(0.0663, abs=5e-5)
