@@ -59,6 +59,7 @@ class AudioReport:
     warnings: tuple[str, ...]
     effective_bandwidth_hz: float  # highest frequency within 65 dB of the strongest, on average
     silence_ratio: float  # share of 20 ms frames 40 dB or more below the loud ones (95th percentile)
+    clipped_ratio: float = 0.0  # share of samples inside flat runs at full scale
 
 
 def read_audio(path, rate_hz=16_000, min_seconds=0.3, max_seconds=None, strict=True, channel=None):
@@ -128,9 +129,10 @@ def _open(path, rate_hz, min_seconds, max_seconds, strict, channel):
     """The meter of one file and the generator of its mono blocks; `meter.report` is set at its end."""
     warnings, (low, high) = _container_warnings(path), RATE_LIMITS_HZ
     try:
-        file = soundfile.SoundFile(os.fspath(path))
+        # libsndfile takes bytes where a name is not valid text.
+        file = soundfile.SoundFile(os.fspath(path) if str(path).isprintable() else os.fsencode(path))
     except (RuntimeError, TypeError, ValueError, OSError) as error:
-        raise _error(path, "a recording that libsndfile can read", str(error).strip(),
+        raise _error(path, "a recording that libsndfile can read", getattr(error, "error_string", str(error)).strip(" ."),
                      "Check that it is audio, or convert: ffmpeg -i INPUT output.flac") from error
     rate, channels, seconds = file.samplerate, file.channels, file.frames / max(1, file.samplerate)
     _require(
@@ -228,7 +230,7 @@ class _Meter:
             (format_name in ("MP3", "OGG"), f"lossy format: {format_name} leaves traces a detector may hear"),
         ) if holds]
         self.report = AudioReport(self.path, seconds, self.rate_hz, self.channels, self.peak,
-                                  tuple(self.warnings), bandwidth, silence)
+                                  tuple(self.warnings), bandwidth, silence, self.flat / (self.frames * self.channels))
 
 
 def _checked_file(path):

@@ -7,6 +7,7 @@ import functools
 import hashlib
 
 import numpy as np
+import scipy.ndimage
 import scipy.signal
 
 from lib.settings import RATE_HZ, Channel
@@ -18,6 +19,38 @@ FRAME = 320  # samples of an activity frame: 20 ms
 def band_filter(low_hz: float, high_hz: float, taps: int = 513) -> np.ndarray:
     """Linear-phase band-pass filter, (taps,): edges about 100 Hz wide at 16 kHz, stop band below -70 dB."""
     return scipy.signal.firwin(taps, [low_hz, high_hz], pass_zero=False, fs=RATE_HZ, window=("kaiser", 7.0))
+
+
+@functools.lru_cache(maxsize=8)
+def dispersion_filter(spread_s: float) -> np.ndarray:
+    """All-pass filter, (taps,): the group delay rises linearly from 0 at 0 Hz to `spread_s` at half the rate. It leaves
+    magnitudes as they are and takes the waveform's peaks apart."""
+    size = 2 ** int(np.ceil(np.log2(RATE_HZ * spread_s * 16 + 64)))
+    hertz = np.fft.rfftfreq(size, 1 / RATE_HZ)
+    delay = hertz / hertz[-1] * spread_s
+    phase = -2 * np.pi * np.concatenate([[0], np.cumsum((delay[1:] + delay[:-1]) / 2)]) * hertz[1]
+    return np.fft.irfft(np.exp(1j * phase), size)
+
+
+def dispersed(audio: np.ndarray, spread_s: float) -> np.ndarray:
+    """`audio` (samples,) through the all-pass filter, same length, delayed by up to `spread_s`."""
+    return scipy.signal.oaconvolve(audio, dispersion_filter(spread_s))[: len(audio)] if spread_s else audio
+
+
+def limited(audio: np.ndarray, active: np.ndarray, crest_db: float) -> np.ndarray:
+    """`audio` (samples,) through a look-ahead limiter `crest_db` above the level of its active frames.
+
+    Recordings whose peaks a studio limited are told from any copy of them by their peaks alone; after this, all are
+    limited, and harder than the studio did. Three passes, since limiting lowers the level that it refers to.
+    """
+    window = np.hanning(67)[1:-1]
+    for _ in range(3):
+        mask = np.repeat(active, FRAME)[: len(audio)]
+        level = np.sqrt(np.mean(audio[mask] ** 2)) if mask.any() else 0.0
+        peaks = scipy.ndimage.maximum_filter1d(np.abs(audio), len(window))
+        wanted = np.minimum(1.0, level * 10 ** (crest_db / 20) / np.maximum(peaks, 1e-9))
+        audio = audio * np.convolve(np.pad(wanted, len(window) // 2, mode="edge"), window / window.sum(), mode="valid")
+    return audio
 
 
 def frame_levels(audio: np.ndarray) -> np.ndarray:
@@ -32,11 +65,13 @@ def active_frames(audio: np.ndarray, pause_db: float) -> np.ndarray:
     return levels > np.quantile(levels, 0.99) - pause_db
 
 
-def apply_channel(audio: np.ndarray, settings: Channel) -> tuple[np.ndarray, np.ndarray]:
+def apply_channel(audio: np.ndarray, settings: Channel, noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Send `audio` (samples,) at 16 kHz through the shared channel.
 
-    Band limit, trimming of leading and trailing pauses, level of the active speech, white noise; the noise is drawn
-    from a hash of the samples, so the same recording always gets the same noise and no label can steer it.
+    Band limit, trimming of leading and trailing pauses, an all-pass, a limiter and another all-pass (so that peaks that a
+    studio limited are no sign of anything), level of the active speech, white noise. The noise is drawn
+    from a hash of the samples, so the same recording always gets the same noise and no label can steer it. Training
+    leaves it out (`noise=False`) and draws fresh noise (`channel_noise`) for every crop.
 
     Returns the audio (samples,) float32 and the activity of its 20 ms frames (frames,) bool; pauses inside are kept,
     filled with the noise floor, and left out of every score by that mask.
@@ -48,15 +83,25 @@ def apply_channel(audio: np.ndarray, settings: Channel) -> tuple[np.ndarray, np.
     start, stop = speech_bounds(audio, settings)
     filtered = scipy.signal.oaconvolve(audio, band_filter(settings.low_hz, settings.high_hz), mode="same")[start:stop]
     active = active_frames(filtered, settings.pause_db)
+    if settings.crest_db:
+        filtered = limited(dispersed(filtered, settings.dispersion_s[0]), active, settings.crest_db)
+    filtered = dispersed(filtered, settings.dispersion_s[1])
     mask = np.repeat(active, FRAME)[: len(filtered)]
     power = float(np.mean(filtered[mask].astype(np.float64) ** 2)) if mask.any() else 0.0
     if power < 1e-12:
         raise ValueError("no speech: the recording is silent between the channel's band edges")
-    gain = 10 ** (settings.level_db / 20) / np.sqrt(power)
-    seed = int.from_bytes(hashlib.sha256(audio.tobytes()).digest()[:8], "little")
-    noise = np.random.default_rng(seed).standard_normal(len(filtered))
-    noise *= 10 ** ((settings.level_db - settings.snr_db) / 20)
-    return (filtered * gain + noise).astype(np.float32), active
+    levelled = filtered * (10 ** (settings.level_db / 20) / np.sqrt(power))
+    if noise:
+        seed = int.from_bytes(hashlib.sha256(audio.tobytes()).digest()[:8], "little")
+        levelled = levelled + channel_noise(levelled.shape, settings, np.random.default_rng(seed))
+    return levelled.astype(np.float32), active
+
+
+def channel_noise(shape: tuple[int, ...], settings: Channel, random: np.random.Generator) -> np.ndarray:
+    """The channel's white noise, float32; silence where the channel is off."""
+    if not settings.enabled:
+        return np.zeros(shape, dtype=np.float32)
+    return random.standard_normal(shape).astype(np.float32) * np.float32(10 ** ((settings.level_db - settings.snr_db) / 20))
 
 
 def speech_bounds(audio: np.ndarray, settings: Channel) -> tuple[int, int]:

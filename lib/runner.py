@@ -120,6 +120,8 @@ def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, st
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     os.environ["STUDY_ROOT"] = str(ROOT)
+    # Its lib must be this one, installed or not.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -131,7 +133,8 @@ def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, st
     try:
         papermill.execute_notebook(
             str(path), str(partial), parameters={name: value for name, value in given.items() if name in known},
-            kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(), log_output=False)
+            kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(), log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as error:
         raise StudyError(
             f"{path.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
@@ -141,24 +144,27 @@ def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, st
 
 def write_reports(settings: Settings) -> Path:
     """HTML of every executed notebook and the index; returns the path of the index."""
-    entries = []
-    executed = [REPORTS / "executed" / path.name for path in notebooks()]
-    executed = [path for path in executed if path.exists()]
-    trail = provenance(settings)
-    for number, path in enumerate(executed):
+    executed = [path for path in (REPORTS / "executed" / path.name for path in notebooks()) if path.exists()]
+    facts = [html.notebook_facts(path) for path in executed]
+    trail, entries = provenance(settings), []
+    around = [None, *((f"{path.stem}.html", fact["title"]) for path, fact in zip(executed, facts)), None]
+    for number, (path, fact) in enumerate(zip(executed, facts)):
         page = REPORTS / "html" / f"{path.stem}.html"
-        before = executed[number - 1].stem + ".html" if number else None
-        after = executed[number + 1].stem + ".html" if number + 1 < len(executed) else None
-        html.export_notebook(path, page, provenance=trail, previous=before, next=after)
-        facts = html.notebook_facts(path)
-        figures = sorted((REPORTS / "figures").glob(f"{path.name[:2]}_*.png"))
-        entries.append(facts | {"number": path.name[:2], "href": f"html/{page.name}", "figure": figures[0] if figures else None})
-    headline = REPORTS / "tables" / "50_headline.csv"
+        html.export_notebook(path, page, provenance=trail, previous=around[number], next=around[number + 2])
+        title = fact["title"].removeprefix(path.name[:2]).strip()
+        entries.append(fact | {"number": path.name[:2], "href": f"html/{page.name}", "title": title})
+    headline, figure = REPORTS / "tables" / "50_headline.csv", REPORTS / "figures" / "50_headline.png"
     table = pd.read_csv(headline).to_html(index=False, na_rep="", border=0) if headline.exists() else ""
-    index = REPORTS / "index.html"
-    html.write_index(index, entries, provenance=trail, title="One-class speech deepfake detection by feature pyramid matching",
-                     table=table)
-    return index
+    alt = figure.with_suffix(".txt").read_text().strip() if figure.exists() else ""
+    return html.write_index(
+        REPORTS / "index.html", entries, (figure, alt) if figure.exists() else None, trail,
+        "One-class speech deepfake detection by feature pyramid matching", summary=SUMMARY, headline=table)
+
+
+SUMMARY = """A teacher network turns speech into a pyramid of features; a student learns to imitate it **on real speech only**.
+Where the student fails, speech is anomalous. This study implements and extends *Anomaly Detection and Localization for
+Speech Deepfakes via Feature Pyramid Matching* (arXiv 2503.18032) on real recordings and real synthesisers, with one shared
+channel for all audio. Every number here was computed in this run."""
 
 
 # How far a table of this run may be from the reference run. Another processor or thread count changes the last bits of

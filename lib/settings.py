@@ -21,13 +21,13 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class Data:
     corpus: str = "embedded"  # embedded (Debian packages) or librispeech (needs the network)
-    single_train: int = 300  # clips of the one speaker that the student is fitted on
-    single_validation: int = 200  # held-out clips of that speaker: selection, scaling, thresholds
+    single_train: int = 280  # clips of the one speaker that the student is fitted on
+    single_validation: int = 300  # held-out clips of that speaker: selection, scaling, thresholds
     single_test: int = 40  # test clips of that speaker
     multi_train_per_speaker: int = 60  # at most this many training clips of each of the ~25 voices
     multi_validation_per_speaker: int = 36
     multi_test_per_speaker: int = 14
-    development: int = 24  # validation clips that get development fakes (never used as test)
+    development: int = 40  # validation clips that get development fakes (never used as test)
     texts: int = 20  # sentences for each text-to-speech generator
     min_s: float = 1.0  # shorter clips are left out
     max_s: float = 5.0  # longer clips are cropped to this, in seconds
@@ -39,50 +39,59 @@ class Channel:
     enabled: bool = True  # off shows the resampling trap
     low_hz: float = 60.0  # band limit of all audio, real and fake alike
     high_hz: float = 6000.0
+    crest_db: float = 8.0  # look-ahead limiter, this far above the active speech's level; 0 leaves it out
+    dispersion_s: tuple[float, float] = (0.002, 0.004)  # all-pass filters before and after the limiter; 0 leaves one out
     level_db: float = -26.0  # root mean square of the active speech, dB full scale
     snr_db: float = 32.0  # white noise added below the active speech
     pause_db: float = 35.0  # frames this far below the loudest 1 % are pauses: trimmed at the ends, masked inside
 
 
+CHANNELS = ("level", "advance", "delay", "short")
+"""Groups of image channels: log-magnitude, phase advance from frame to frame (cosine and sine), phase step from bin to
+bin (cosine and sine: the group delay), log-magnitude through a short window (glottal pulses)."""
+
+
 @dataclass(frozen=True)
 class View:
-    """One time-frequency image of speech, and with it one teacher-student pair."""
+    """The time-frequency image of speech that teacher and student see."""
 
-    name: str = "narrow"
-    window_s: float = 0.064  # analysis window: long resolves harmonics, short resolves glottal pulses
-    hop_s: float = 0.016
-    bins: int = 384  # frequency rows between low_hz and high_hz of the channel
-    kind: str = "magnitude"  # magnitude, phase or mel
+    window_s: float = 0.032  # analysis window: long resolves harmonics, short resolves glottal pulses
+    short_s: float = 0.008  # window of the channel "short"
+    hop_s: float = 0.008
+    bins: int = 192  # frequency rows between low_hz and high_hz of the shared channel
+    channels: tuple[str, ...] = CHANNELS  # groups of image channels; ("level",) is a plain spectrogram
 
 
 @dataclass(frozen=True)
 class Network:
-    teacher: str = "random"  # random, imagenet, trained, whisper
+    teacher: str = "perturbation"  # random, imagenet, or perturbation: trained here on bona fide speech
     teacher_width: int = 24  # channels of the first residual stage; ResNet-18 has 64
-    student_width: int = 0  # 0: as the teacher (the paper); smaller: an asymmetric student
-    student_view: str = "same"  # same, or smooth: the student sees a mel-smoothed spectrogram
+    student_width: int = 24  # the teacher's width is the paper's choice; smaller is an asymmetric student
+    student_channels: tuple[str, ...] = ("level",)  # image channels that the student sees; empty: all of the view's
+    standardise: bool = True  # teacher features of mean 0 and deviation 1 on bona fide speech; off is the published form
     levels: int = 3  # residual stages in the pyramid
 
 
 @dataclass(frozen=True)
 class Training:
-    epochs: int = 8
+    teacher_steps: int = 700  # steps of the perturbation teacher
+    student_steps: int = 300  # optimiser steps of the student
     batch: int = 16
-    window_frames: int = 64
-    optimiser: str = "adamw"  # sgd is the published recipe (learning rate 0.4), adamw needs fewer epochs
+    window_s: float = 1.016  # seconds of each random crop
+    optimiser: str = "adamw"  # sgd is the published recipe (learning rate 0.4), adamw needs fewer steps
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    windows_per_clip: int = 3  # random crops of each clip an epoch
     augment: bool = False  # equaliser tilt, level and noise on bona fide training speech
+    check_every: int = 50  # steps between two looks at the bona fide validation loss
     precision: str = "fp32"  # fp32 or bf16
 
 
 @dataclass(frozen=True)
 class Scoring:
-    scaling: str = "frequency"  # none, level, frequency, channel, element
-    combine: str = "sum"  # sum, mean or product of the levels' maps
-    pooling: str = "profile"  # mean, max, top, quantile, two_sided, profile
-    profile_rows: int = 16  # frequency bands of the discrepancy profile, for each level
+    scaling: str = "signed"  # none, level, frequency, channel, element, signed
+    combine: str = "sum"  # sum or product of the levels' maps
+    pooling: str = "two_sided"  # mean, max, top, quantile, two_sided, profile
+    bands: int = 6  # frequency bands of the discrepancy profile, for each level
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Settings:
     seed: int = 0
     data: Data = field(default_factory=Data)
     channel: Channel = field(default_factory=Channel)
-    views: tuple[View, ...] = (View(),)
+    view: View = field(default_factory=View)
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
     scoring: Scoring = field(default_factory=Scoring)
@@ -115,7 +124,7 @@ class Settings:
             value = getattr(self, item.name)
             if dataclasses.is_dataclass(value):
                 flat |= {f"{item.name}.{key}": entry for key, entry in vars(value).items()}
-            elif item.name != "views":
+            else:
                 flat[item.name] = value
         return flat
 
@@ -145,8 +154,10 @@ def _converted(name: str, value: object, owner: type, key: str) -> object:
     choices = CHOICES.get(name)
     try:
         if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(str(item).strip() for item in items if str(item).strip())
+            # Commas part options, so a list inside one is joined by plus signs.
+            items = value.replace("+", ",").split(",") if isinstance(value, str) else value
+            wanted = typing.get_args(kind)[0]
+            return tuple(wanted(str(item).strip()) for item in items if str(item).strip())
         if kind is bool:
             if isinstance(value, str):
                 return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
@@ -164,14 +175,47 @@ def _converted(name: str, value: object, owner: type, key: str) -> object:
     return converted
 
 
+PRESETS: dict[str, dict[str, object]] = {
+    # Minutes on two cores: what the tests run. Every step is the real one, only smaller.
+    "smoke": {
+        "data.single_train": 24, "data.single_validation": 32, "data.single_test": 8, "data.multi_train_per_speaker": 3,
+        "data.multi_validation_per_speaker": 5, "data.multi_test_per_speaker": 2, "data.development": 6, "data.texts": 3,
+        "data.max_s": 3.0, "network.teacher_width": 8, "network.student_width": 8, "training.teacher_steps": 30,
+        "training.student_steps": 24, "training.batch": 8, "training.check_every": 8, "run.seeds": 2, "run.bootstrap": 200,
+    },
+    "study": {},
+    # The published sizes, for a GPU and the paper's corpora.
+    "paper": {
+        "network.teacher_width": 64, "network.student_width": 64, "training.teacher_steps": 8000,
+        "training.student_steps": 20000, "training.batch": 32, "training.check_every": 500, "data.single_train": 480,
+        "data.single_validation": 80, "data.single_test": 60, "data.multi_train_per_speaker": 400, "data.max_s": 8.0,
+    },
+}
+
+
+def load_settings(preset: str = "study", seed: int = 0, options: str | dict[str, object] = "") -> Settings:
+    """Settings of a preset with a seed and further options ("training.student_steps=50,scoring.pooling=max").
+
+    Raises SettingsError for an unknown preset or option or an ill-typed value.
+    """
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.0)[0]
+        raise SettingsError(f"unknown preset {preset!r}; the nearest known one is {near!r}")
+    if isinstance(options, str):
+        pairs = [item for item in options.split(",") if item.strip()]
+        if any("=" not in item for item in pairs):
+            raise SettingsError(f"options are NAME=VALUE pairs joined by commas, not {options!r}")
+        options = {name.strip(): value.strip() for name, value in (item.split("=", 1) for item in pairs)}
+    return Settings().with_options({"preset": preset, **PRESETS[preset], "seed": seed, **options})
+
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("smoke", "study", "paper"),
     "data.corpus": ("embedded", "librispeech"),
-    "network.teacher": ("random", "imagenet", "trained", "whisper"),
-    "network.student_view": ("same", "smooth"),
+    "network.teacher": ("random", "imagenet", "perturbation"),
     "training.optimiser": ("sgd", "adamw"),
     "training.precision": ("fp32", "bf16"),
-    "scoring.scaling": ("none", "level", "frequency", "channel", "element"),
-    "scoring.combine": ("sum", "mean", "product"),
+    "scoring.scaling": ("none", "level", "frequency", "channel", "element", "signed"),
+    "scoring.combine": ("sum", "product"),
     "scoring.pooling": ("mean", "max", "top", "quantile", "two_sided", "profile"),
 }

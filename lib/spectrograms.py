@@ -1,4 +1,4 @@
-"""Owns the time-frequency front end: views of speech as images with axes in seconds and hertz."""
+"""Owns the time-frequency front end: the image of speech that the networks see, with axes in seconds and hertz."""
 
 from __future__ import annotations
 
@@ -12,93 +12,102 @@ from lib.settings import RATE_HZ, Channel, View
 
 FLOOR = 1e-5
 """Floor of magnitudes before the logarithm; 40 dB below the channel's own noise, so it never shapes a score."""
+GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1}
 
 
-def view_shape(view: View, samples: int) -> tuple[int, int]:
-    """(frequency rows, frames) of the image of `samples` samples: frames are centred, hop by hop, from sample 0."""
-    return view.bins, 1 + samples // round(view.hop_s * RATE_HZ)
+def channel_count(groups: tuple[str, ...]) -> int:
+    """Number of image channels of the named groups. Raises ValueError for an unknown group."""
+    unknown = [group for group in groups if group not in GROUP_SIZES]
+    if unknown:
+        raise ValueError(f"unknown image channels {unknown}; expected some of {', '.join(GROUP_SIZES)}")
+    return sum(GROUP_SIZES[group] for group in groups)
+
+
+def channel_slice(view: View, groups: tuple[str, ...]) -> list[int]:
+    """Positions of the channels of `groups` in an image of `view`."""
+    positions, first = [], 0
+    for group in view.channels:
+        if group in groups:
+            positions += range(first, first + GROUP_SIZES[group])
+        first += GROUP_SIZES[group]
+    return positions
+
+
+def hop_samples(view: View) -> int:
+    return round(view.hop_s * RATE_HZ)
+
+
+def transform_size(view: View, channel: Channel) -> int:
+    """Length of the Fourier transform: the power of two whose bins come nearest to the wanted spacing of rows."""
+    return 2 ** round(np.log2(RATE_HZ * view.bins / (channel.high_hz - channel.low_hz)))
 
 
 def row_hz(view: View, channel: Channel) -> np.ndarray:
-    """Centre frequency of every row in Hz, (bins,). Rows of a mel view are spaced on the mel scale."""
-    if view.kind == "mel":
-        import librosa
-
-        return librosa.mel_frequencies(view.bins + 2, fmin=channel.low_hz, fmax=channel.high_hz)[1:-1]
-    return _first_bin(view, channel)[0] + np.arange(view.bins) * _first_bin(view, channel)[1]
+    """Centre frequency of every row in Hz, (bins,)."""
+    step = RATE_HZ / transform_size(view, channel)
+    return (round(channel.low_hz / step) + np.arange(view.bins)) * step
 
 
 def frame_s(view: View, frames: int) -> np.ndarray:
-    """Centre time of every frame in seconds, (frames,)."""
-    return np.arange(frames) * round(view.hop_s * RATE_HZ) / RATE_HZ
-
-
-def _first_bin(view: View, channel: Channel) -> tuple[float, float]:
-    """Frequency of the first row and the spacing of rows in Hz, for a linear frequency axis."""
-    spacing = (channel.high_hz - channel.low_hz) / view.bins
-    step = RATE_HZ / _fft_size(spacing)
-    return round(channel.low_hz / step) * step, step
-
-
-def _fft_size(spacing_hz: float) -> int:
-    """Transform length whose bins are nearest to the wanted spacing among powers of two."""
-    return 2 ** round(np.log2(RATE_HZ / spacing_hz))
+    """Centre time of every frame in seconds, (frames,): frame n is centred on sample n * hop."""
+    return np.arange(frames) * hop_samples(view) / RATE_HZ
 
 
 @functools.lru_cache(maxsize=16)
-def _window(samples: int) -> torch.Tensor:
-    return torch.hann_window(samples, periodic=True)
+def _window(samples: int, device: str = "cpu") -> torch.Tensor:
+    return torch.hann_window(samples, periodic=True, device=device)
 
 
-@functools.lru_cache(maxsize=8)
-def _mel_bank(view: View, low_hz: float, high_hz: float, size: int) -> torch.Tensor:
-    import librosa
-
-    return torch.from_numpy(librosa.filters.mel(sr=RATE_HZ, n_fft=size, n_mels=view.bins, fmin=low_hz, fmax=high_hz))
-
-
-def stft(audio: torch.Tensor, view: View, size: int) -> torch.Tensor:
-    """Complex short-time Fourier transform (..., size // 2 + 1, frames), frames centred on multiples of the hop."""
-    length = round(view.window_s * RATE_HZ)
-    return torch.stft(audio, size, round(view.hop_s * RATE_HZ), length, _window(length), center=True,
-                      pad_mode="constant", return_complex=True)
+def _stft(audio: torch.Tensor, size: int, hop: int, window_s: float) -> torch.Tensor:
+    length = min(size, round(window_s * RATE_HZ))
+    return torch.stft(audio, size, hop, length, _window(length, str(audio.device)), center=True, pad_mode="constant",
+                      return_complex=True)
 
 
-def image(audio: np.ndarray | torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
-    """The view of `audio` (samples,) at 16 kHz: (frequency, frame) float32.
+def _log_level(spectrum: torch.Tensor, window_s: float) -> torch.Tensor:
+    # A window of n samples passes white noise with a magnitude of about sqrt(n): dividing by it makes windows alike. The
+    # two constants bring speech at the channel's level to about zero mean and unit deviation.
+    return (torch.log(spectrum.abs() / np.sqrt(window_s * RATE_HZ) + FLOOR) + 5.5) / 1.8
 
-    magnitude and mel: natural logarithm of the magnitude, shifted and scaled to about zero mean and unit deviation
-    for speech at the channel's level. phase: cosine of the deviation of the phase advance from the bin's own centre
-    frequency, in [-1, 1], which a vocoder that loses phase changes while magnitudes stay right.
+
+def _unit(step: torch.Tensor) -> list[torch.Tensor]:
+    unit = step / (step.abs() + 1e-9)
+    return [unit.real, unit.imag]
+
+
+def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
+    """Images of a batch of recordings: (batch, samples) at 16 kHz -> (batch, channel, frequency, frame) float32.
+
+    level and short: natural logarithm of the magnitude through a long and a short window. advance: cosine and sine of
+    the phase step from frame to frame, less the step of the bin's own centre frequency. delay: the same from bin to bin,
+    which is the group delay about the window's centre. Vocoders that lose phase change the last two while magnitudes
+    stay right. Raises ValueError where the recording is shorter than one window.
     """
-    audio = torch.as_tensor(np.asarray(audio, dtype=np.float32))
-    spacing = (channel.high_hz - channel.low_hz) / view.bins
-    size = max(_fft_size(spacing), 2 ** int(np.ceil(np.log2(view.window_s * RATE_HZ))))
-    if view.kind == "mel":
-        magnitude = stft(audio, view, size).abs()
-        return _normalised(_mel_bank(view, channel.low_hz, channel.high_hz, size) @ magnitude, view)
-    spectrum = stft(audio, view, size)
-    low_hz, step = _first_bin(view, channel)
-    stride = round(step * size / RATE_HZ)
-    first = round(low_hz * size / RATE_HZ)
-    if view.kind == "magnitude":
-        return _normalised(spectrum.abs()[first : first + stride * view.bins : stride], view)
-    if view.kind == "phase":
-        advance = spectrum[:, 1:] * spectrum[:, :-1].conj()
-        advance = torch.cat([advance[:, :1], advance], dim=1)
-        hop = round(view.hop_s * RATE_HZ)
-        expected = 2 * np.pi * torch.arange(spectrum.shape[0])[:, None] * hop / size
-        return torch.cos(advance.angle() - expected)[first : first + stride * view.bins : stride].contiguous()
-    raise ValueError(f"view kind {view.kind!r}: expected magnitude, mel or phase")
-
-
-def _normalised(magnitude: torch.Tensor, view: View) -> torch.Tensor:
-    # A window of n samples passes white noise with a magnitude of about sqrt(n): dividing by it makes views alike.
-    scale = np.sqrt(round(view.window_s * RATE_HZ))
-    return (torch.log(magnitude / scale + FLOOR) + 5.5) / 1.8
+    size, hop = transform_size(view, channel), hop_samples(view)
+    if audio.shape[-1] < size:
+        raise ValueError(f"too short: expected at least {size} samples ({size / RATE_HZ:.3f} s), found {audio.shape[-1]}")
+    spectrum = _stft(audio, size, hop, view.window_s)
+    first = round(channel.low_hz * size / RATE_HZ)
+    planes = []
+    for group in view.channels:
+        if group == "level":
+            planes.append(_log_level(spectrum, view.window_s))
+        elif group == "short":
+            planes.append(_log_level(_stft(audio, size, hop, view.short_s), view.short_s))
+        elif group == "advance":
+            step = spectrum[..., 1:] * spectrum[..., :-1].conj()
+            turn = torch.arange(spectrum.shape[-2], device=audio.device)[:, None] * (-2j * np.pi * hop / size)
+            planes += _unit(torch.cat([step[..., :1], step], -1) * torch.exp(turn))
+        elif group == "delay":
+            step = spectrum[..., 1:, :] * spectrum[..., :-1, :].conj()
+            # A frame's own centre lies half a transform after its first sample: a phase step of pi.
+            planes += _unit(-torch.cat([step, step[..., -1:, :]], -2))
+        else:
+            channel_count((group,))
+    return torch.stack(planes, 1)[:, :, first : first + view.bins].float()
 
 
 def activity(active: np.ndarray, view: View, frames: int) -> np.ndarray:
-    """Activity of the view's frames, (frames,) bool, from that of the channel's 20 ms frames."""
+    """Activity of the image's frames, (frames,) bool, from that of the channel's 20 ms frames."""
     centres = (frame_s(view, frames) * RATE_HZ / FRAME).astype(int)
     return active[np.clip(centres, 0, len(active) - 1)]

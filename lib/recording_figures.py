@@ -1,0 +1,120 @@
+"""Owns the figures on a user's recording. Colours mean the same in every one: the spectrogram is drawn from -80 to -20 dB
+after the shared channel, which brings all speech to one level, and the anomaly map from 0.5 to 3 usual deviations of bona
+fide speech (1 is usual)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib.detector import Explanation
+from lib.exhibits import LEVEL_COLOURS, MAP_COLOURS
+from lib.settings import RATE_HZ, View
+from lib.verdicts import Recording
+
+MAP_LIMITS, LEVEL_LIMITS = (0.5, 3.0), (-80.0, -20.0)
+BANDS, EDGE_S = 6, 0.12
+PAUSE_COLOUR, LINE_COLOUR, BAR_COLOUR = "#d9d9d9", "#c1272d", "#8fb3c9"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a recording with all that is drawn of it."""
+
+    audio: np.ndarray  # as read, from `audio_s` on
+    audio_s: float
+    level_db: np.ndarray  # (frequency, frame) after the shared channel
+    explanation: Explanation
+
+    @property
+    def start_s(self) -> float:
+        return self.explanation.start_s
+
+    @property
+    def stop_s(self) -> float:
+        return self.start_s + self.explanation.map.shape[1] * self.explanation.hop_s
+
+    @property
+    def mapped(self) -> np.ndarray:
+        """Which frames of the map mean something, (frame,) bool: no pauses, and no ends, where the networks see padding."""
+        end = round(EDGE_S / self.explanation.hop_s)
+        mask = self.explanation.active.copy()
+        mask[:end] = mask[max(0, len(mask) - end) :] = False
+        return mask
+
+    @property
+    def map(self) -> np.ndarray:
+        """(frequency, frame), NaN in frames that mean nothing."""
+        return np.where(self.mapped, self.explanation.map, np.nan)
+
+
+def decibels(level: np.ndarray, view: View) -> np.ndarray:
+    """The image channel `level` (lib.spectrograms) as dB of a sine of full scale, for the view's long window."""
+    samples = view.window_s * RATE_HZ
+    # A full-scale sine has magnitude n / 4 in a Hann window of n samples; the image divides by the root of n.
+    return (level * 1.8 - 5.5) * 20 / np.log(10) + 10 * np.log10(samples) - 20 * np.log10(samples / 4)
+
+
+def maps(stretch: Stretch) -> str:
+    """Spectrogram and anomaly map over time, as a data address."""
+    figure = Figure((10, 5.6), dpi=110, layout="constrained")
+    low, high = stretch.explanation.row_hz[[0, -1]] / 1000
+    for axis, drawn, limits, colours, label in zip(
+            figure.subplots(2, 1, sharex=True), (stretch.level_db, stretch.map), (LEVEL_LIMITS, MAP_LIMITS),
+            (LEVEL_COLOURS, MAP_COLOURS), ("level (dB)", "anomaly map (1 = usual\ndeviation of real speech)")):
+        artist = axis.imshow(drawn, origin="lower", aspect="auto", interpolation="nearest", cmap=colours, vmin=limits[0],
+                             vmax=limits[1], extent=(stretch.start_s, stretch.stop_s, low, high))
+        axis.set(ylabel="frequency (kHz)", facecolor=PAUSE_COLOUR)
+        figure.colorbar(artist, ax=axis, label=label, extend="both", pad=0.01)
+    axis.set_xlabel("time in the recording (s); grey: pauses and ends, where the map means nothing")
+    return _png(figure)
+
+
+def timeline(recording: Recording, bands: list[tuple[float, float, list[float]]], calibration: np.ndarray, alpha: float,
+             limits_hz: tuple[float, float]) -> str:
+    """Anomaly and band means of every piece over a whole recording; `bands` are (start_s, seconds, means)."""
+    means = {round(start, 3): values for start, _, values in bands}
+    edges_s = sorted({round(edge, 3) for start, seconds, _ in bands for edge in (start, start + seconds)})
+    unit, name = (60, "minutes") if recording.seconds > 180 else (1, "s")
+    edges = np.array(edges_s) / unit
+    figure = Figure((10, 4.4), dpi=110, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    anomaly = {round(part.start_s, 3): part.anomaly for part in recording.parts}
+    above.stairs([anomaly.get(start, np.nan) for start in edges_s[:-1]], edges, baseline=None, color="#0a5a86")
+    if 1 / (len(calibration) + 1) <= alpha:
+        above.axhline(threshold(calibration, alpha), color=LINE_COLOUR, linestyle="--", linewidth=1)
+    above.set(ylabel="anomaly (up = fake)", xlim=(0, recording.seconds / unit), ylim=(0, None))
+    drawn = np.array([means[start] if start in anomaly else [np.nan] * BANDS for start in edges_s[:-1]]).T
+    hertz = np.linspace(limits_hz[0] / 1000, limits_hz[1] / 1000, BANDS + 1)
+    drawn = below.pcolormesh(edges, hertz, drawn, vmin=MAP_LIMITS[0], vmax=MAP_LIMITS[1], cmap=MAP_COLOURS)
+    below.set(xlabel=f"time in the recording ({name})", ylabel="frequency (kHz)", facecolor=PAUSE_COLOUR)
+    figure.colorbar(drawn, ax=[above, below], label="band mean of the map (1 = usual)", extend="both", pad=0.01)
+    return _png(figure)
+
+
+def threshold(calibration: np.ndarray, alpha: float) -> float:
+    """Anomalies above this have p-values of at most alpha."""
+    allowed = int(alpha * (len(calibration) + 1) + 1e-9) - 1
+    return float(calibration[max(0, len(calibration) - 1 - allowed)])
+
+
+def histogram(calibration: np.ndarray, anomaly: float) -> str:
+    """Anomalies of real calibration speech and that of one recording."""
+    highest = max(1.1 * anomaly, 1.2 * float(np.quantile(calibration, 0.98)))
+    edges = np.linspace(0.95 * min(calibration[0], anomaly), highest, 41)
+    figure = Figure((10, 2.6), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    axis.hist(np.minimum(calibration, highest), bins=edges, color=BAR_COLOUR, label="real calibration speech")
+    axis.axvline(anomaly, color=LINE_COLOUR, linewidth=2, label="this recording")
+    axis.set(xlabel="anomaly (up = fake)", ylabel="calibration clips")
+    axis.legend(loc="upper right")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> str:
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

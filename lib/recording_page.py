@@ -1,0 +1,164 @@
+"""Owns the pages on a user's recordings: one recording with its player, its maps and what they mean; a table of many.
+
+Memory is bounded on long recordings: of each piece a few numbers are kept, and everything only of the most anomalous one.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from lib import html
+from lib.audio import read_audio
+from lib.channel import apply_channel, speech_bounds
+from lib.detector import Detector
+from lib.recording_figures import BANDS, Stretch, decibels, histogram, maps, timeline
+from lib.recordings import judged
+from lib.settings import RATE_HZ
+from lib.spectrograms import image
+from lib.verdicts import FAKE, PAUSE_DB, REAL, Limits, Part, Recording
+
+WHOLE_S = 30.0
+"""Up to this length a page shows and plays the whole recording; beyond it a timeline and the most anomalous piece."""
+CANNOT = (
+    "Whether the words are true, who speaks, or whether the recording was cut or taken out of context.",
+    "How a fake was made: anomalous means unlike the calibration speech, no more.",
+    "Speech unlike the calibration speech (another language, singing, a child, an unusual microphone, room or codec) can be "
+    "anomalous and yet real; a fake whose traces the networks do not see is consistent with real speech.",
+    "The p-value holds where the recording is of the same sort as the calibration speech: for your own source, calibrate on it.",
+    "The map says where the networks disagree in an unusual way. It is a hint where to listen, not a proof.",
+)
+
+
+class Collected:
+    """Keeps of each visited piece its band means, and everything of the most anomalous one."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.bands, self.loudest_db, self.most = detector, [], -math.inf, None
+
+    def __call__(self, part: Part, audio: np.ndarray, prepared: np.ndarray, active: np.ndarray, begins_s: float) -> None:
+        stretch = explained(self.detector, audio, part.start_s, prepared, active, begins_s)
+        heard = stretch.explanation.map[:, stretch.mapped]
+        self.bands.append((part.start_s, part.seconds, [float(rows.mean()) for rows in np.array_split(heard, BANDS)]))
+        self.loudest_db = max(self.loudest_db, part.level_db)
+        if self.most and self.most[0].level_db <= self.loudest_db - PAUSE_DB:
+            self.most = None  # it was a pause
+        if part.level_db > self.loudest_db - PAUSE_DB and (not self.most or part.anomaly > self.most[0].anomaly):
+            self.most = part, stretch
+
+
+def explained(detector: Detector, audio: np.ndarray, audio_s: float, prepared: np.ndarray, active: np.ndarray,
+              begins_s: float) -> Stretch:
+    """The map and spectrogram of samples that went through the shared channel."""
+    settings = detector.settings
+    view = dataclasses.replace(settings.view, channels=("level",))
+    level = image(torch.from_numpy(prepared)[None], view, settings.channel)[0, 0].numpy()
+    return Stretch(audio, audio_s, decibels(level, view), detector.explain_prepared(prepared, active, begins_s, "signed"))
+
+
+def _whole(detector: Detector, path: Path | str, channel: int | None) -> Stretch:
+    audio, settings = read_audio(path, RATE_HZ, channel=channel)[0], detector.settings.channel
+    return explained(detector, audio, 0.0, *apply_channel(audio, settings), speech_bounds(audio, settings)[0] / RATE_HZ)
+
+
+def write_report(detector: Detector, path: Path | str, target: Path | str, limits: Limits | None = None, alpha: float = 0.05,
+                 names: dict[str, object] | None = None, channel: int | None = None) -> Recording:
+    """Judge the recording at `path` and write its page, which needs no network; returns what was found."""
+    found = Collected(detector)
+    recording = judged(detector, path, limits, alpha, found, channel)
+    sections, player = [], None
+    if recording.parts:
+        whole = recording.seconds <= WHOLE_S
+        stretch = _whole(detector, path, channel) if whole else found.most[1]
+        end_s = stretch.audio_s + len(stretch.audio) / RATE_HZ
+        player = _sound(stretch.audio), (f"The recording at {RATE_HZ // 1000} kHz" if whole else
+                                         f"The most anomalous piece, {clock(stretch.audio_s)} to {clock(end_s)}")
+        sections = _sections(detector, recording, stretch, [] if whole else found.bands, alpha)
+    unit = {"seconds": "s", "speech_s": "s", "bandwidth_hz": "Hz", "crest_db": "dB", "range_db": "dB"}
+    label = {"seconds": "length", "speech_s": "active speech", "bandwidth_hz": "effective bandwidth",
+             "crest_db": "peak above mean level", "range_db": "loud above quiet frames", "anomaly": "anomaly (up = fake)",
+             "p_value": "p-value"}
+    values = {text: (getattr(recording, name), unit.get(name, "")) for name, text in label.items()}
+    facts = [("file", recording.path)]
+    facts += [(text, f"{value:.4g} {of}") for text, (value, of) in values.items() if value is not None]
+    facts += [("note", text) for text in recording.warnings]
+    html._write_page(target, "recording.html.j2", kind="recording", title=Path(recording.path).name, provenance=names or {},
+                     verdict=recording.words, meaning=_meaning(recording, len(detector.calibration)), player=player,
+                     sections=sections, facts=facts, limits=CANNOT)
+    return recording
+
+
+def write_table(recordings: Iterable[Recording], target: Path | str, summary: str, names: dict[str, object]) -> None:
+    """A page with one row a recording."""
+    number = lambda value, digits: "" if value is None else f"{value:.{digits}f}"  # noqa: E731
+    html._write_page(target, "recording.html.j2", kind="recordings", title="Recordings", provenance=names, summary=summary,
+                     recordings=list(recordings), number=number)
+
+
+def _meaning(recording: Recording, count: int) -> str:
+    if recording.p_value is None:
+        return "The recording was not scored."
+    percent = f"{100 * recording.p_value:.{int(recording.p_value < 0.1)}f} %"
+    compared = f"{percent} of real speech is at least as anomalous, judged by {count} recordings of real calibration speech"
+    return {REAL: f"About {compared}. This does not prove that it is real.",
+            FAKE: f"Only about {compared}. This does not prove that it is fake."}.get(
+                recording.verdict, f"For what it is worth: about {compared}.")
+
+
+def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands: list[tuple[float, float, list[float]]],
+              alpha: float) -> list[tuple[str, list[str], str, str]]:
+    """Heading, paragraphs, image and alt text of each section; `bands` is empty where no timeline is wanted."""
+    calibration, sections, heading = detector.calibration, [], "What the detector hears"
+    if bands:
+        heading = f"The most anomalous piece, from {clock(stretch.start_s)}"
+        text = (f"Each piece of {detector.settings.data.max_s:g} s by itself; above the dashed line it is anomalous at alpha "
+                f"{alpha:g}. Grey: pauses, not scored.")
+        edges_hz = tuple(stretch.explanation.row_hz[[0, -1]])
+        sections.append(("The whole recording", [text], timeline(recording, bands, calibration, alpha, edges_hz),
+                         "Anomaly, and mean of the anomaly map in six frequency bands, over the time of the recording."))
+    sections.append((heading, where(stretch), maps(stretch),
+                     "Spectrogram above, anomaly map below, over time, on fixed colour scales."))
+    sections.append((
+        "Beside real speech", ["The anomaly of this recording among those of the calibration speech. Too odd and too regular "
+                               "both count as anomalous."], histogram(calibration, recording.anomaly),
+        f"Histogram of the anomalies of {len(calibration)} real recordings, and a line at {recording.anomaly:.2f}, this one."))
+    return sections
+
+
+def where(stretch: Stretch) -> list[str]:
+    """In words: the most anomalous moments and the most anomalous band."""
+    explanation, mask = stretch.explanation, stretch.mapped
+    if not mask.any():
+        return ["The speech is too short for a map."]
+    span, moments = max(1, round(0.3 / explanation.hop_s)), []
+    near = np.convolve(mask.astype(float), np.ones(span), "same")
+    level = np.convolve(explanation.map.mean(0) * mask, np.ones(span), "same") / np.maximum(near, 1)
+    level[near < span / 2] = 0
+    while len(moments) < 3 and level.max() > 0:
+        top = int(level.argmax())
+        moments.append(f"{clock(stretch.start_s + top * explanation.hop_s, 1)} ({level[top]:.1f})")
+        level[max(0, top - 2 * span) : top + 2 * span] = 0
+    bands = [(float(rows.mean()), edges[0], edges[-1]) for rows, edges in
+             zip(np.array_split(explanation.map[:, mask], BANDS), np.array_split(explanation.row_hz, BANDS))]
+    high, low = max(bands), min(bands)
+    return [f"Most anomalous moments: {', '.join(moments)} (mean over frequency; 1 is usual for real speech).",
+            f"Most anomalous band: {high[1] / 1000:.1f} to {high[2] / 1000:.1f} kHz, {high[0]:.2f} on average; least: "
+            f"{low[1] / 1000:.1f} to {low[2] / 1000:.1f} kHz, {low[0]:.2f}."]
+
+
+def _sound(audio: np.ndarray) -> str:
+    soundfile.write(buffer := io.BytesIO(), np.clip(audio, -1, 1), RATE_HZ, format="FLAC", subtype="PCM_16")
+    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def clock(seconds: float, digits: int = 0) -> str:
+    """`3.2 s` or `12:05`."""
+    return f"{seconds:.{digits}f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -1,0 +1,177 @@
+"""Owns the work on a user's own recordings: read piece by piece, scored, many at once; and calibration on real speech."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+
+from lib.audio import AudioError, iter_audio, read_audio
+from lib.channel import FRAME, apply_channel, band_filter, frame_levels, speech_bounds
+from lib.detector import SHIPPED, Detector, DetectorError
+from lib.paths import file_digest, write_json
+from lib.settings import RATE_HZ
+from lib.verdicts import LEAST_SPEECH_S, UNKNOWN, Limits, Part, Recording, shown, verdict_on
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3")
+
+
+def load_detector(folder: Path | str | None = None) -> tuple[Detector, Limits, dict[str, object]]:
+    """A detector (default: the shipped one), its limits, and what names it: folder, SHA-256, number of calibration clips.
+
+    Raises DetectorError, saying how to get a detector where none is there.
+    """
+    if folder is None and not (SHIPPED / "detector.json").exists():
+        raise DetectorError(f"no detector ships with this copy (looked in {SHIPPED}): train one with `make study`, which keeps "
+                            "it below runs/study/detectors, and name its folder with --detector")
+    folder = Path(folder or SHIPPED)
+    detector = Detector.load(folder)
+    try:
+        stated = json.loads((folder / "limits.json").read_text(encoding="utf-8"))
+        limits = Limits(**{field.name: float(stated[field.name]) for field in dataclasses.fields(Limits)})
+    except FileNotFoundError:
+        limits = Limits()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DetectorError(f"{folder / 'limits.json'} is damaged ({type(error).__name__}: {error}); calibrate again") from None
+    return detector, limits, {"folder": shown(folder), "sha256": file_digest(folder / "detector.safetensors"),
+                              "calibration_clips": len(detector.calibration)}
+
+
+def audio_files(folder: Path | str) -> list[Path]:
+    """Every recording below `folder`, by its suffix, sorted; hidden ones are left out. Raises ValueError for none."""
+    folder = Path(folder)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if not found:
+        raise ValueError(f"{shown(folder)}: expected a folder with recordings ({', '.join(SUFFIXES)}), found "
+                         f"{'none' if folder.is_dir() else 'no such folder'}")
+    return found
+
+
+def pieces(path: Path | str, piece_s: float, channel: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """(start_s, samples) of pieces of `piece_s`; a last one below half of it joins the one before. Returns the AudioReport."""
+    waiting, stream = None, iter_audio(path, RATE_HZ, piece_s, channel=channel)
+    while True:
+        try:
+            start, audio = next(stream)
+        except StopIteration as end:
+            if waiting:
+                yield waiting
+            return end.value
+        if waiting and len(audio) < 0.5 * piece_s * RATE_HZ:
+            waiting = waiting[0], np.concatenate([waiting[1], audio])
+            continue
+        if waiting:
+            yield waiting
+        waiting = start, audio
+
+
+Visitor = Callable[[Part, np.ndarray, np.ndarray, np.ndarray, float], None]
+"""Called with each scored part, its samples as read, its samples and activity after the shared channel, and the time in the
+recording at which those begin."""
+
+
+def judged(detector: Detector, path: Path | str, limits: Limits | None = None, alpha: float = 0.05,
+           visit: Visitor = lambda *_: None, channel: int | None = None) -> Recording:
+    """Read, score and judge one recording, or one of its channels. Never raises for what is in the file; lib.verdicts has the rules."""
+    parts, report, stream = [], None, pieces(path, detector.settings.data.max_s, channel)
+    try:
+        while report is None:
+            try:
+                start, audio = next(stream)
+            except StopIteration as end:
+                report = end.value
+            else:
+                scored = _scored(detector, start, audio)
+                if scored:
+                    parts.append(scored[0])
+                    visit(scored[0], audio, *scored[1:])
+    except AudioError as error:
+        return Recording(shown(path), UNKNOWN, shown(str(error).removeprefix(f"{str(path)!r}: ")))
+    return verdict_on(shown(path), report, tuple(parts), detector.calibration, limits or Limits(), alpha)
+
+
+def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, np.ndarray, np.ndarray, float] | None:
+    """One piece scored, and what the detector heard; None where it holds too little speech."""
+    channel = detector.settings.channel
+    try:
+        prepared, active = apply_channel(audio, channel)
+    except ValueError:  # silent between the band edges
+        return None
+    if active.sum() * FRAME < LEAST_SPEECH_S * RATE_HZ:
+        return None
+    anomaly = detector.score_prepared(prepared, active)
+    # Peaks and pauses of the recording itself, before the channel levels them.
+    first, last = speech_bounds(audio, channel)
+    band = scipy.signal.oaconvolve(audio, band_filter(channel.low_hz, channel.high_hz), mode="same")[first:last]
+    mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
+    levels = frame_levels(band)
+    loud, quiet = np.quantile(levels, 0.95), np.quantile(levels, 0.1)
+    crest_db = float(20 * np.log10(np.abs(band).max() + 1e-12) - 10 * np.log10(mean_square))
+    part = Part(start, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
+                detector.p_value(anomaly), crest_db, float(loud - quiet))
+    return part, prepared, active, start + first / RATE_HZ
+
+
+def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, alpha: float = 0.05,
+               jobs: int = 1, channel: int | None = None) -> Iterator[Recording]:
+    """Judge many recordings in their order, in `jobs` processes where that is more than one."""
+    paths = list(paths)
+    if jobs <= 1 or len(paths) < 2:
+        detector, limits, _ = load_detector(folder)
+        yield from (judged(detector, path, limits, alpha, channel=channel) for path in paths)
+        return
+    import concurrent.futures
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (folder, alpha, channel)) as pool:
+        try:
+            yield from pool.map(_work, paths)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_worker: dict[str, object] = {}  # arguments of `judged` that a worker process loads once
+
+
+def _start(folder: Path | str | None, alpha: float, channel: int | None) -> None:
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    detector, limits, _ = load_detector(folder)
+    _worker.update(detector=detector, limits=limits, alpha=alpha, channel=channel)
+
+
+def _work(path: Path | str) -> Recording:
+    return judged(path=path, **_worker)
+
+
+def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str | None = None) -> tuple[Detector, list[str]]:
+    """Recalibrate a detector on the user's real speech (about two minutes or more) and save it, with its limits, in `out`.
+
+    Returns the detector and the files that were left out, with the reason. Raises DetectorError for too little speech.
+    """
+    detector, limits, _ = load_detector(folder)
+    kept, skipped, found = [], [], []
+    for path in paths:
+        try:
+            report = read_audio(path, RATE_HZ)[1]
+        except AudioError as error:
+            skipped.append(shown(error))
+            continue
+        kept.append(path)
+        found += [(report.effective_bandwidth_hz, part.crest_db, part.range_db) for part in judged(detector, path).parts]
+    detector.fit(kept)
+    lowest = np.quantile(np.array(found), 0.02, axis=0).tolist()
+    limits = Limits(*(min(value, limit) for value, limit in zip(lowest, dataclasses.astuple(limits))))
+    detector.save(out)
+    write_json(Path(out) / "limits.json", dataclasses.asdict(limits))
+    return detector, skipped

@@ -1,0 +1,313 @@
+"""Owns the study's shared work: what every notebook asks for (clips, teacher, detectors, statistics, scores), made once and
+kept under a name made of everything that it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from lib import metrics, seeds
+from lib.audio import read_audio
+from lib.channel import apply_channel
+from lib.detector import Detector, Typicality
+from lib.exhibits import Exhibits
+from lib.paths import DATA, REPORTS, RUNS, atomic, digest_of, write_json
+from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
+from lib.runner import provenance
+from lib.settings import Scoring, Settings, load_settings
+from lib.spectrograms import image
+from lib.training import ClipReader, train_student, train_teacher
+
+VERSION = 1
+"""Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class Progress:
+    """One line with the time left: rewritten in place in a terminal, every quarter under papermill."""
+
+    def __init__(self) -> None:
+        self.stage, self.began, self.quarter = "", 0.0, -1
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stage, self.began, self.quarter = stage, time.time(), -1
+        left = (time.time() - self.began) / max(1, done) * (total - done)
+        text = f"{stage}: {done}/{total}, {left:.0f} s left"
+        if sys.stderr.isatty():
+            print(f"\r{text}   ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif (quarter := done * 4 // max(1, total)) != self.quarter:
+            self.quarter = quarter
+            say(text)
+
+
+class Study:
+    """Everything that the notebooks share, computed on the first request.
+
+    >>> study = Study.open(preset="study", seed=0)            # doctest: +SKIP
+    >>> study.detector("single").score(audio, rate_hz)        # doctest: +SKIP
+    """
+
+    def __init__(self, settings: Settings, notebook: str = "00") -> None:
+        self.settings, self.notebook = settings, notebook
+        self.folder = RUNS / settings.preset
+        seeds.pin(settings.seed, settings.run.threads)
+
+    @classmethod
+    def open(cls, preset: str = "study", seed: int = 0, options: str = "", notebook: str = "00") -> Study:
+        """A study of a preset, a seed and further options (see lib.settings.load_settings)."""
+        return cls(load_settings(preset, seed, options), notebook)
+
+    def with_options(self, **changes: object) -> Study:
+        """The same study with options changed; a double underscore stands for the dot: `training__augment=True`."""
+        named = {name.replace("__", "."): value for name, value in changes.items()}
+        return Study(self.settings.with_options(named), self.notebook)
+
+    def variant(self, **changes: object) -> Study:
+        """As `with_options`, but with this study's clips and teacher: for ablations of what comes after the teacher."""
+        other = self.with_options(**changes)
+        other.__dict__["clips"], other.__dict__["_teacher"] = self.clips, self._teacher
+        return other
+
+    # --- data ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        """The clip table (lib.protocols.prepare). The split and every choice of clips come from seed 0 whatever the
+        study's seed, so that repetitions differ in training alone."""
+        key = digest_of([VERSION, dataclasses.asdict(self.settings.data)])
+        path = self.folder / f"clips-{key}.parquet"
+        if path.exists():
+            table = pd.read_parquet(path)
+            if all((DATA / name).exists() for name in table.path):
+                return table
+        table, skipped = prepare(self.settings.data, 0, self.settings.run.threads, Progress())
+        for line in skipped:
+            say(f"skipped: {line}")
+        if not (table.label == "spoof").any():
+            raise DataError(f"no synthesiser could run here, so nothing can be evaluated: {'; '.join(skipped)}")
+        write_json(path.with_suffix(".skipped.json"), skipped)
+        save_table(table, path)
+        return table
+
+    @cached_property
+    def data_digest(self) -> str:
+        return digest_of(sorted(self.clips.sha256.tolist()))
+
+    @cached_property
+    def exhibits(self) -> Exhibits:
+        return Exhibits(REPORTS, self.notebook, provenance(self.settings, self.data_digest))
+
+    def part(self, experiment: str, name: str) -> pd.DataFrame:
+        """Bona fide clips of a fitting part: train, or selection, scaling, threshold or development of the validation
+        split. They went through the leak guard."""
+        if name == "train":
+            clips = self.clips[(self.clips.role == "bonafide") & (self.clips[experiment] == "train")]
+            return require_bonafide(clips, experiment, "training", ("train",))
+        parts = validation_parts(self.clips, experiment)
+        clips = self.clips[self.clips.clip_id.isin(parts.index[parts == name])]
+        return require_bonafide(clips, experiment, name, ("validation",))
+
+    def test(self, experiment: str) -> pd.DataFrame:
+        """Everything that is only ever scored: bona fide test clips, fakes, controls, and the development clips."""
+        development = self.clips.clip_id.isin(self.part(experiment, "development").clip_id)
+        return self.clips[self.clips[experiment].isin(["test", "development"]) | development]
+
+    def prepared(self, clips: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Clips after the shared channel: (audio (samples,), active (20 ms frame,))."""
+        return [apply_channel(read_audio(DATA / path, strict=False)[0], self.settings.channel) for path in clips.path]
+
+    # --- networks --------------------------------------------------------------------------------------------------------
+
+    def _key(self, *parts: object) -> str:
+        settings = self.settings
+        training = {name: value for name, value in vars(settings.training).items() if name != "check_every"}
+        return digest_of([VERSION, settings.seed, dataclasses.asdict(settings.channel), dataclasses.asdict(settings.view),
+                          training, settings.run.threads, *parts])
+
+    @cached_property
+    def _teacher(self) -> tuple[nn.Module, pd.DataFrame, str]:
+        # The teacher hears the training voices of the multi-speaker corpus in both experiments; none is a test voice.
+        train, held_out = self.part("multi", "train"), self.part("multi", "selection")
+        network = self.settings.network
+        key = self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise, sorted(train.sha256), sorted(held_out.sha256))
+        say(f"teacher: {network.teacher}")
+        teacher, history = train_teacher(
+            ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+            self.folder / "checkpoints" / f"teacher-{key}", key, say)
+        return teacher, history, key
+
+    def teacher(self) -> tuple[nn.Module, pd.DataFrame]:
+        """The frozen teacher and its training curve (empty where nothing was trained)."""
+        return self._teacher[:2]
+
+    def student(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
+        """The frozen student of an experiment, its curve and its key."""
+        teacher, _, teacher_key = self._teacher
+        train, held_out = self.part(experiment, "train"), self.part(experiment, "selection")
+        key = self._key("student", dataclasses.asdict(self.settings.network), teacher_key, sorted(train.sha256),
+                        sorted(held_out.sha256))
+        say(f"student: {experiment}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
+        student, history = train_student(
+            teacher, ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+            self.folder / "checkpoints" / f"student-{key}", key, say)
+        return student, history, key
+
+    def detector(self, experiment: str, scaling_part: str = "scaling") -> Detector:
+        """The detector of an experiment: networks, scaling and typicality fitted on bona fide validation speech.
+
+        `scaling_part="train"` fits the scaling on the student's own training clips instead, for the ablation.
+        """
+        teacher, _, _ = self._teacher
+        student, _, key = self.student(experiment)
+        scaling, threshold = self.part(experiment, scaling_part), self.part(experiment, "threshold")
+        if scaling_part == "train":
+            scaling = scaling.head(150)  # as many as the scaling part has
+        key = digest_of([key, dataclasses.asdict(self.settings.scoring), sorted(scaling.sha256), sorted(threshold.sha256)])
+        folder = self.folder / "detectors" / f"{experiment}-{key}"
+        if (folder / "detector.json").exists():
+            detector = Detector.load(folder)
+        else:
+            detector = Detector(self.settings, teacher, student)
+            detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
+            detector.fit_threshold(self.prepared(threshold), threshold.clip_id.tolist())
+            detector.save(folder)
+        detector.key, detector.scaling_part = key, scaling_part
+        return detector
+
+    # --- statistics and scores -------------------------------------------------------------------------------------------
+
+    def statistics(self, detector: Detector, clips: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Detector.statistics of every clip, stacked (clip, ...), in the table's order; cached clip by clip table."""
+        key = digest_of([detector.key, clips.sha256.tolist()])
+        path = self.folder / "statistics" / f"{key}.npz"
+        if not path.exists():
+            rows, progress = [], Progress()
+            for number, (audio, active) in enumerate(self.prepared(clips)):
+                rows.append(detector.statistics(audio, active))
+                progress("scoring clips", number + 1, len(clips))
+            with atomic(path) as temporary:
+                np.savez(temporary, **{name.replace("/", "|"): np.stack([row[name] for row in rows]) for name in rows[0]})
+        with np.load(path) as saved:
+            return {name.replace("|", "/"): saved[name] for name in saved.files}
+
+    def scores(self, experiment: str) -> pd.DataFrame:
+        """Test and development clips with their anomaly (up = fake), score (up = bona fide) and conformal p-value."""
+        detector, clips = self.detector(experiment), self.test(experiment)
+        anomaly = detector.anomaly_of(self.statistics(detector, clips))
+        return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
+
+    def baseline_scores(self, experiment: str) -> pd.DataFrame:
+        """Test clips scored by every baseline, long form with a column `detector`; cached.
+
+        One-class baselines are fitted on bona fide training clips, those on teacher features with this study's teacher.
+        Supervised ones also see fakes: the development fakes, whose generators are in no test.
+        """
+        from lib.baselines import BASELINES
+
+        clips = self.test(experiment)
+        clips = clips[clips[experiment] == "test"]
+        train = self.part(experiment, "train").head(300)
+        fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
+        key = digest_of([VERSION, self._key(self._teacher[2]), train.sha256.tolist(), clips.sha256.tolist(), fakes.sha256.tolist()])
+        path = self.folder / "baselines" / f"{key}.parquet"
+        if path.exists():
+            return pd.read_parquet(path)
+        fitting, scored, spoof = self.prepared(train), self.prepared(clips), self.prepared(fakes)
+        view, channel = self.settings.view, self.settings.channel
+        features = lambda audio: self._teacher[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
+        tables = []
+        for name, entry in BASELINES.items():
+            began = time.time()
+            baseline = entry.factory(features) if entry.needs_teacher else entry.factory()
+            if hasattr(baseline, "steps"):  # a preset with short trainings shortens those of the baselines too
+                baseline.steps = min(baseline.steps, self.settings.training.student_steps)
+            baseline.fit(*((fitting, spoof) if entry.kind == "supervised" else (fitting,)), seed=self.settings.seed)
+            anomaly = baseline.anomaly(scored)
+            say(f"baseline {entry.title}: {time.time() - began:.0f} s")
+            tables.append(clips.assign(detector=entry.title, kind_of_detector=entry.kind, anomaly=anomaly, score=-anomaly))
+        result = pd.concat(tables, ignore_index=True)
+        save_table(result, path)
+        return result
+
+    def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "") -> pd.DataFrame:
+        """Test scores under another scaling, combination or pooling of the same networks.
+
+        Typicality is refitted on the scaling part of the experiment (or of the experiment `fitting`).
+        """
+        clips, model = self.test(experiment), None
+        if scoring.pooling in ("two_sided", "profile"):
+            part = self.part(fitting or experiment, detector.scaling_part)
+            model = Typicality.fit(self.statistics(detector, part)[f"profile/{scoring.scaling}"])
+        anomaly = detector.anomaly_of(self.statistics(detector, clips), scoring, model)
+        return clips.assign(anomaly=anomaly, score=-anomaly)
+
+    def adapted(self, experiment: str, other: str) -> Detector:
+        """The networks of one experiment with scaling, typicality and threshold from the validation speech of another."""
+        scaling, threshold = self.part(other, "scaling"), self.part(other, "threshold")
+        detector = self.detector(experiment)
+        moved = Detector(self.settings, detector.teacher, detector.student)
+        moved.key = digest_of([detector.key, "adapted", scaling.sha256.tolist(), threshold.sha256.tolist()])
+        folder = self.folder / "detectors" / f"{experiment}-to-{other}-{moved.key}"
+        if (folder / "detector.json").exists():
+            key, moved = moved.key, Detector.load(folder)
+            moved.key = key
+        else:
+            moved.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
+            moved.fit_threshold(self.prepared(threshold), threshold.clip_id.tolist())
+            moved.save(folder)
+        moved.scaling_part = "scaling"
+        return moved
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def clusters(table: pd.DataFrame, experiment: str) -> np.ndarray:
+    """Cluster of each clip for the bootstrap: the speaker, or with one speaker the real clip that pairs share."""
+    parents = np.where(table.parent == "", table.clip_id, table.parent)
+    return parents if experiment == "single" else np.asarray(table.speaker)
+
+
+def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: str = "test", seed: int = 0,
+                  intervals: bool = True) -> pd.DataFrame:
+    """One row a generator and control: AUC and EER (fake = positive) with 95 % clustered bootstrap intervals.
+
+    split "test": test fakes against the bona fide test clips; "development": development fakes against their parents.
+    """
+    fakes = scores[(scores[experiment] == split) & (scores.role != "bonafide")]
+    real = scores[(scores.role == "bonafide") & (scores[experiment] == ("test" if split == "test" else "validation"))]
+    rows = []
+    for (role, family, name), group in fakes.groupby(["role", "family", "generator"], sort=False):
+        b, s = real.score.to_numpy(), group.score.to_numpy()
+        row = {"experiment": experiment, "kind": role, "family": family, "generator": name, "clips": len(group),
+               "auc": metrics.area_under_curve(b, s), "eer": metrics.equal_error_rate(b, s)[0]}
+        if intervals:
+            given = (b, s, clusters(real, experiment), clusters(group, experiment), resamples)
+            row["auc_low"], row["auc_high"] = metrics.clustered_bootstrap(metrics.area_under_curve, *given, seed=seed)
+            row["eer_low"], row["eer_high"] = metrics.clustered_bootstrap(
+                lambda one, two: metrics.equal_error_rate(one, two)[0], *given, seed=seed)
+        rows.append(row)
+    order = {"copysynth": 0, "tts": 1, "control": 2}
+    return pd.DataFrame(rows).sort_values("kind", key=lambda kind: kind.map(order), kind="stable").reset_index(drop=True)
+
+
+def summary_row(table: pd.DataFrame) -> dict[str, float]:
+    """Means over generators: copy-synthesis (the headline), text to speech, all fakes, lowest; and the resample control."""
+    fakes = table[table.kind != "control"]
+    mean = lambda rows: float(rows.auc.mean()) if len(rows) else float("nan")  # noqa: E731
+    control = table[table.generator == "control_resample"].auc
+    return {"copysynth": mean(table[table.kind == "copysynth"]), "tts": mean(table[table.kind == "tts"]), "all": mean(fakes),
+            "lowest": float(fakes.auc.min()), "control": float(control.iloc[0]) if len(control) else float("nan")}
+
+

@@ -1,0 +1,280 @@
+"""Owns the training loop: random crops of bona fide speech, checkpoints that resume bit for bit, selection by bona fide
+validation loss, and the two trainings of the study (perturbation teacher, matching student)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lib import seeds
+from lib.channel import apply_channel, channel_noise
+from lib.discrepancy import matching_loss
+from lib.paths import DATA, atomic, file_digest, write_json
+from lib.perturbations import KINDS, perturbed, truth_image
+from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
+from lib.settings import RATE_HZ, Channel, Settings
+from lib.spectrograms import channel_count, channel_slice, image
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged or of another experiment; the message says what to do."""
+
+
+class ClipReader:
+    """Clips after the shared channel, read when asked for and kept in memory only up to a limit.
+
+    Memory stays flat however long the corpus is; `limit_bytes` only saves reading again.
+    """
+
+    def __init__(self, clips: pd.DataFrame, channel: Channel, root: Path = DATA, limit_bytes: int = 600_000_000) -> None:
+        self.paths = [Path(root) / path for path in clips.path]
+        self.channel, self.limit = channel, limit_bytes
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def clean(self, index: int) -> np.ndarray:
+        """One clip through the channel without its noise, (samples,) float32."""
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        audio, rate_hz = soundfile.read(self.paths[index], dtype="float32")
+        if rate_hz != RATE_HZ:
+            raise ValueError(f"{self.paths[index]}: expected {RATE_HZ} Hz, found {rate_hz}; prepare the clips again")
+        audio = apply_channel(audio, self.channel, noise=False)[0]
+        self._kept[index] = audio
+        self._bytes += audio.nbytes
+        while self._bytes > self.limit and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return audio
+
+    def crops(self, batch: int, samples: int, random: np.random.Generator) -> np.ndarray:
+        """Random crops, (batch, samples) float32, without noise; a shorter clip is repeated up to the length."""
+        result = np.empty((batch, samples), dtype=np.float32)
+        for row, index in enumerate(random.integers(0, len(self), batch)):
+            audio = self.clean(int(index))
+            start = int(random.integers(0, max(1, len(audio) - samples + 1)))
+            crop = audio[start : start + samples]
+            result[row] = crop if len(crop) == samples else np.resize(crop, samples)
+        return result
+
+
+def augmented(crops: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Bona fide crops through random recording chains: equaliser tilt of up to 6 dB an octave-decade, level, extra noise."""
+    spectrum = np.fft.rfft(crops)
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(crops.shape[1], 1 / RATE_HZ), 60) / 1000)
+    tilt = random.uniform(-2, 2, (len(crops), 1))
+    shaped = np.fft.irfft(spectrum * 10 ** (tilt * octaves / 20), crops.shape[1])
+    scale = np.sqrt((crops**2).mean(1, keepdims=True) / np.maximum((shaped**2).mean(1, keepdims=True), 1e-12))
+    gain = 10 ** (random.uniform(-3, 3, (len(crops), 1)) / 20)
+    noise = random.standard_normal(crops.shape) * np.sqrt((crops**2).mean(1, keepdims=True))
+    return (shaped * scale * gain + noise * 10 ** (-random.uniform(25, 45, (len(crops), 1)) / 20)).astype(np.float32)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """One cycle as a pure function of the step, so that a resumed run needs no scheduler state: a fifth of linear
+    warm-up from a tenth of the peak, then a half cosine down to a hundredth."""
+    rise = max(1, steps // 5)
+    if step < rise:
+        return peak * (0.1 + 0.9 * step / rise)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
+
+
+def fit(network: nn.Module, loss: Callable[[int], torch.Tensor], validation: Callable[[], float], settings: Settings,
+        steps: int, folder: Path, key: str, say: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
+    """Minimise `loss(step)` for `steps` steps and leave the weights with the lowest `validation()` in `network`.
+
+    Everything random in a step comes from its number, so a run killed at any step and started again equals one that was
+    never interrupted, bit for bit on one device and thread count. `folder` gets best-STEP.safetensors, last-STEP.safetensors
+    and checkpoint.json, which is written last and names the other two: they count from then on. Returns the curve: step, loss, validation.
+    Raises CheckpointError where the folder holds a checkpoint of another `key`, FloatingPointError on a NaN loss.
+    """
+    from safetensors.torch import load_file
+
+    training, folder = settings.training, Path(folder)
+    parameters = dict(network.named_parameters())
+    if training.optimiser == "sgd":
+        optimiser = torch.optim.SGD(parameters.values(), lr=0.4, momentum=0.9, weight_decay=training.weight_decay)
+    else:
+        optimiser = torch.optim.AdamW(parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    peak = 0.4 if training.optimiser == "sgd" else training.learning_rate
+    sheet = folder / "checkpoint.json"
+    history: list[dict[str, float]] = []
+    first, best, files = 0, math.inf, {}
+    if sheet.exists():
+        saved = json.loads(sheet.read_text())
+        if saved["key"] != key:
+            raise CheckpointError(f"{folder} holds another training; remove it or choose another folder")
+        first, best, history, files = saved["step"], saved["best"], saved["history"], saved["files"]
+        if first < steps:
+            state = load_file(_sound(folder, files["last"]))
+            network.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
+            for name, parameter in parameters.items():
+                slots = {text.split(".", 2)[1]: state[text] for text in state if text.startswith("optim.") and
+                         text.split(".", 2)[2] == name}
+                optimiser.state[parameter] = slots
+    began, since = time.time(), []
+    device = next(iter(parameters.values())).device
+    for step in range(first, steps):
+        network.train()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            value = loss(step)
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"the training loss is {value.item()} at step {step}; lower training.learning_rate")
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        since.append(value.item())
+        if (step + 1) % training.check_every == 0 or step + 1 == steps:
+            network.eval()
+            with torch.no_grad():
+                held_out = validation()
+            history.append({"step": step + 1, "loss": float(np.mean(since)), "validation": held_out})
+            since = []
+            stale = dict(files)
+            if held_out < best:
+                best = held_out
+                files["best"] = _stored(folder / f"best-{step + 1}.safetensors", network.state_dict())
+            tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+            for name, parameter in parameters.items():
+                tensors |= {f"optim.{slot}.{name}": value for slot, value in optimiser.state[parameter].items()
+                            if torch.is_tensor(value)}
+            files["last"] = _stored(folder / f"last-{step + 1}.safetensors", tensors)
+            write_json(sheet, {"key": key, "step": step + 1, "best": best, "history": history, "files": files})
+            for kind, (name, _) in stale.items():
+                if files[kind][0] != name:
+                    (folder / name).unlink(missing_ok=True)
+            rate = (time.time() - began) / (step + 1 - first)
+            say(f"step {step + 1}/{steps}  loss {history[-1]['loss']:.4f}  validation {held_out:.4f}  "
+                f"{rate * (steps - step - 1):.0f} s left")
+    network.load_state_dict(load_file(_sound(folder, files["best"])))
+    freeze(network)
+    return pd.DataFrame(history)
+
+
+def _stored(path: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Write tensors atomically; their file name and SHA-256."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+    return [path.name, file_digest(path)]
+
+
+def _sound(folder: Path, file: list[str]) -> Path:
+    """The file if its bytes are the recorded ones; else CheckpointError (one flipped byte loads silently otherwise)."""
+    path = folder / file[0]
+    if not path.exists() or file_digest(path) != file[1]:
+        raise CheckpointError(f"{path} is missing or damaged (its SHA-256 differs from checkpoint.json): remove {folder} and "
+                              "train again")
+    return path
+
+
+def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator) -> torch.Tensor:
+    noisy = crops + channel_noise(crops.shape, settings.channel, random)
+    return image(torch.from_numpy(noisy), settings.view, settings.channel)
+
+
+class PerturbationTeacher(nn.Module):
+    """A pyramid with one linear reader a level that names the perturbation at every place; only the pyramid is kept."""
+
+    def __init__(self, inputs: int, width: int, levels: int) -> None:
+        super().__init__()
+        self.pyramid = ResNetPyramid(inputs, width, levels)
+        self.readers = nn.ModuleList(nn.Conv2d(count, len(KINDS), 1) for count in self.pyramid.channels)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [reader(features) for reader, features in zip(self.readers, self.pyramid(x))]
+
+
+def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings, random: np.random.Generator) -> torch.Tensor:
+    """Binary cross-entropy of naming, place by place and level by level, which perturbation was applied."""
+    damaged, truth, size = perturbed(torch.from_numpy(crops), random)
+    total = torch.zeros(())
+    for logits in network(_images(damaged.numpy(), settings, random)):
+        target = truth_image(truth, size, settings.channel.low_hz, settings.channel.high_hz, logits.shape[2:])
+        total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(2.0))
+    return total
+
+
+def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,
+                  say: Callable[[str], None] = lambda _: None) -> tuple[nn.Module, pd.DataFrame]:
+    """The teacher of `settings.network.teacher`, frozen, and its training curve (empty where nothing is trained).
+
+    random: seeded He-normal weights, batch norms settled on bona fide speech. imagenet: EfficientNet-Lite0.
+    perturbation: a pyramid trained to name local perturbations of bona fide speech.
+    """
+    network, training, seed = settings.network, settings.training, settings.seed
+    inputs, samples = channel_count(settings.view.channels), round(training.window_s * RATE_HZ)
+    random = seeds.stream(seed, "settle")
+    speech = [_images(reader.crops(training.batch, samples, random), settings, random) for _ in range(8)]
+
+    def finished(pyramid: nn.Module) -> nn.Module:
+        return Standardised(freeze(pyramid)).measure(speech) if network.standardise else freeze(pyramid)
+
+    if network.teacher == "imagenet":
+        return finished(EfficientNetPyramid(pretrained=True, inputs=inputs)), pd.DataFrame()
+    if network.teacher == "random":
+        teacher = initialise(ResNetPyramid(inputs, network.teacher_width, network.levels), seed, "teacher")
+        return finished(settle(teacher, speech)), pd.DataFrame()
+    teacher = initialise(PerturbationTeacher(inputs, network.teacher_width, network.levels), seed, "teacher")
+
+    def loss(step: int) -> torch.Tensor:
+        random = seeds.stream(seed, "teacher", step)
+        return perturbation_loss(teacher, reader.crops(training.batch, samples, random), settings, random)
+
+    def validation() -> float:
+        random = seeds.stream(0, "teacher validation")
+        return float(np.mean([perturbation_loss(teacher, held_out.crops(16, samples, random), settings, random).item()
+                              for _ in range(6)]))
+
+    history = fit(teacher, loss, validation, settings, training.teacher_steps, folder, key, say)
+    return finished(teacher.pyramid), history
+
+
+def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,
+                  say: Callable[[str], None] = lambda _: None) -> tuple[nn.Module, pd.DataFrame]:
+    """A student that imitates `teacher` on bona fide speech (Wang et al. 2021), frozen, and its curve."""
+    training, seed = settings.training, settings.seed
+    student, samples = new_student(teacher, settings), round(training.window_s * RATE_HZ)
+
+    def batch_loss(crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        images = _images(crops, settings, random)
+        with torch.no_grad():
+            wanted = teacher(images)
+        return matching_loss(wanted, student(images))
+
+    def loss(step: int) -> torch.Tensor:
+        random = seeds.stream(seed, "student", step)
+        crops = reader.crops(training.batch, samples, random)
+        return batch_loss(augmented(crops, random) if training.augment else crops, random)
+
+    def validation() -> float:
+        random = seeds.stream(0, "student validation")
+        return float(np.mean([batch_loss(held_out.crops(16, samples, random), random).item() for _ in range(6)]))
+
+    return student, fit(student, loss, validation, settings, training.student_steps, folder, key, say)
+
+
+def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
+    """An untrained student as the settings want it; for an ImageNet teacher, the same architecture."""
+    network, inputs = settings.network, channel_count(settings.view.channels)
+    if network.teacher == "imagenet":
+        return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
+    keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
+    return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise)

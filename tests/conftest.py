@@ -1,0 +1,48 @@
+"""What several test modules share: toy speech, and a tiny detector fitted on it."""
+
+import numpy as np
+import pytest
+import torch
+
+RATE = 16_000
+
+
+def toy_speech(seconds=1.5, seed=0, pitch_hz=120.0):
+    """Something with a voice's traits, (samples,) float32: a gliding pulse train with formants, breath, syllables, pauses."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * RATE)) / RATE
+    pitch = pitch_hz * (1 + 0.15 * np.sin(2 * np.pi * (0.7 * time + random.uniform())) + 0.1 * random.uniform(-1, 1))
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    voice = sum(np.cos(k * phase + 0.1 * k) / (1 + 0.04 * k) / (1 + abs(k * pitch_hz - 700) / 900) for k in range(1, 45))
+    rhythm = np.clip(np.sin(2 * np.pi * (3.1 * time + random.uniform())) + 0.3, 0.003, None)
+    audio = (voice + 1.5 * random.standard_normal(len(time))) * rhythm
+    return (0.5 * audio / np.abs(audio).max()).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_detector():
+    """A detector of width 4 with random networks, calibrated on 24 toy clips: every path of the real one, in seconds."""
+    from lib.channel import apply_channel
+    from lib.detector import Detector
+    from lib.pyramid import ResNetPyramid, Standardised, initialise, settle
+    from lib.settings import load_settings
+    from lib.spectrograms import channel_count, image
+    from lib.training import new_student
+
+    torch.set_num_threads(1)
+    settings = load_settings("smoke", options={"network.teacher_width": 4, "network.student_width": 4, "network.teacher": "random"})
+    clips = [apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(32)]
+    pictures = [image(torch.from_numpy(audio[:RATE])[None], settings.view, settings.channel) for audio, _ in clips[:4]]
+    teacher = settle(initialise(ResNetPyramid(channel_count(settings.view.channels), 4, 3), 0, "teacher"), pictures)
+    if settings.network.standardise:
+        teacher = Standardised(teacher).measure(pictures)
+    detector = Detector(settings, teacher, settle(new_student(teacher, settings), pictures))
+    detector.fit_scaling(clips[:8], [f"toy-{index}" for index in range(8)])
+    detector.fit_threshold(clips[8:], [f"toy-{index}" for index in range(8, 32)])
+    return detector
+
+
+@pytest.fixture(scope="session")
+def saved_detector(tiny_detector, tmp_path_factory):
+    """The folder of the tiny detector; copy it before changing a file."""
+    return tiny_detector.save(tmp_path_factory.mktemp("detector"))

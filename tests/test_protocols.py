@@ -1,0 +1,61 @@
+import pandas as pd
+import pytest
+
+from lib.protocols import LeakError, check_table, require_bonafide, validation_parts
+
+
+def table():
+    """Forty validation clips, ten of training and test, and a fake of every test and of four validation clips."""
+    rows = []
+    for split, count in (("train", 10), ("validation", 40), ("test", 10)):
+        for number in range(count):
+            rows.append({"clip_id": f"{split}{number}", "role": "bonafide", "label": "bonafide", "single": split, "multi": split,
+                         "speaker": f"{split}-voice", "parent": "", "sha256": f"{split}{number}", "generator": ""})
+    for parent in [row for row in rows if row["single"] == "test"] + [row for row in rows if row["single"] == "validation"][:4]:
+        split = "test" if parent["single"] == "test" else "development"
+        rows.append(parent | {"clip_id": parent["clip_id"] + "__world", "role": "copysynth", "label": "spoof", "generator": "world",
+                              "parent": parent["clip_id"], "single": split, "multi": split, "sha256": "f" + parent["sha256"]})
+    return pd.DataFrame(rows)
+
+
+def test_clean_table_passes():
+    check_table(table())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.assign(single=t.single.where(t.role == "bonafide", "train")), "synthetic clips in a fitting split"),
+    (lambda t: t.assign(clip_id="one"), "not unique"),
+    (lambda t: t.assign(sha256="same"), "the same audio is in two splits"),
+    (lambda t: t.assign(speaker="one voice"), "a speaker is in two splits"),
+])
+def test_leaks_in_the_table_are_refused(change, message):
+    with pytest.raises(LeakError, match=message):
+        check_table(change(table()))
+
+
+def test_nothing_but_bona_fide_fitting_clips_passes_the_guard():
+    clips = table()
+    train = clips[clips.single == "train"]
+    assert require_bonafide(train, "single", "training", ("train",)) is train
+    for wrong in (clips[clips.single == "test"], clips[clips.label == "spoof"], pd.concat([train, train]), train.iloc[:0],
+                  clips[clips.single == "validation"]):
+        with pytest.raises(LeakError):
+            require_bonafide(wrong, "single", "training", ("train",))
+    with pytest.raises(LeakError, match="test split"):
+        require_bonafide(clips[(clips.single == "test") & (clips.role == "bonafide")], "single", "scaling", ("test",))
+
+
+def test_controls_never_fit_anything():
+    control = table().head(1).assign(role="control")
+    with pytest.raises(LeakError):
+        require_bonafide(control, "single", "training", ("train",))
+
+
+def test_validation_parts_are_disjoint_and_stable():
+    clips = table()
+    parts = validation_parts(clips, "single")
+    assert set(parts.index) == set(clips.clip_id[(clips.single == "validation") & (clips.role == "bonafide")])
+    assert set(parts.index[parts == "development"]) == {f"validation{number}" for number in range(4)}
+    assert set(parts) == {"development", "selection", "scaling", "threshold"}
+    shuffled = validation_parts(clips.sample(frac=1, random_state=3), "single")
+    assert parts.sort_index().equals(shuffled.sort_index())

@@ -1,0 +1,126 @@
+"""The training loop on toy clips: it learns, resumes bit for bit after a kill, and refuses damaged checkpoints."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from lib.settings import load_settings
+from lib.training import CheckpointError, ClipReader, augmented, learning_rate, train_student, train_teacher
+from tests.conftest import toy_speech
+
+OPTIONS = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4, "training.student_steps": 12,
+           "training.batch": 2, "training.check_every": 3, "training.teacher_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(6):
+        soundfile.write(folder / f"{number}.flac", toy_speech(1.5, number), 16000)
+    return folder, pd.DataFrame({"path": [f"{number}.flac" for number in range(6)]})
+
+
+def train(clips, folder, **options):
+    torch.set_num_threads(1)
+    settings = load_settings("smoke", 0, OPTIONS | options)
+    reader = ClipReader(clips[1], settings.channel, clips[0])
+    teacher, _ = train_teacher(reader, reader, settings, folder / "teacher", "teacher")
+    return train_student(teacher, reader, reader, settings, folder / "student", "student")
+
+
+def test_student_learns_and_history_is_kept(clips, tmp_path):
+    student, history = train(clips, tmp_path)
+    assert list(history.step) == [3, 6, 9, 12] and history.loss.iloc[-1] < history.loss.iloc[0]
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+    again, same = train(clips, tmp_path)  # nothing is trained a second time
+    assert history.equals(same)
+    assert all(torch.equal(a, b) for a, b in zip(student.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("kind", ["perturbation", "imagenet"])
+def test_other_teachers(clips, tmp_path, kind):
+    if kind == "imagenet":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    _, history = train(clips, tmp_path, **{"network.teacher": kind, "training.student_steps": 2, "network.student_channels": ""})
+    assert np.isfinite(history.loss).all()
+
+
+def test_sgd_and_bf16(clips, tmp_path):
+    for number, options in enumerate(({"training.optimiser": "sgd"}, {"training.precision": "bf16"})):
+        _, history = train(clips, tmp_path / str(number), **options, **{"training.student_steps": 3})
+        assert np.isfinite(history.loss).all()
+
+
+CHILD = """
+import sys, pandas as pd, pathlib
+sys.path.insert(0, {root!r})
+from tests.test_training import train
+train((pathlib.Path({folder!r}), pd.DataFrame({{"path": [f"{{n}}.flac" for n in range(6)]}})), pathlib.Path({out!r}))
+"""
+
+
+def test_killed_training_resumes_bit_for_bit(clips, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(clips, whole)
+    root = str(Path(__file__).parent.parent)
+    code = CHILD.format(root=root, folder=str(clips[0]), out=str(cut))
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=root)
+    sheet = cut / "student" / "checkpoint.json"
+    for _ in range(1200):
+        if sheet.exists() or child.poll() is not None:
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    killed_at = json.loads(sheet.read_text())["step"]
+    train(clips, cut)
+    for name in ("best", "last"):
+        one, two = (load_file(next((folder / "student").glob(f"{name}-*.safetensors"))) for folder in (whole, cut))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), f"killed at step {killed_at}"
+    stray = [path for path in cut.rglob(".tmp-*") if path.stat().st_mtime > sheet.stat().st_mtime]
+    assert not stray
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(clips, tmp_path):
+    train(clips, tmp_path)
+    best = next((tmp_path / "student").glob("best-*.safetensors"))
+    data = bytearray(best.read_bytes())
+    data[-5] ^= 1
+    best.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(clips, tmp_path)
+    sheet = tmp_path / "student" / "checkpoint.json"
+    sheet.write_text(sheet.read_text().replace('"student"', '"another"'))
+    with pytest.raises(CheckpointError, match="another training"):
+        train(clips, tmp_path)
+
+
+def test_reader_keeps_little_and_repeats_short_clips(clips):
+    settings = load_settings("smoke")
+    reader = ClipReader(clips[1], settings.channel, clips[0], limit_bytes=1)
+    one = reader.crops(4, 40000, np.random.default_rng(0))
+    assert one.shape == (4, 40000) and len(reader._kept) == 1
+    roomy = ClipReader(clips[1], settings.channel, clips[0])
+    assert np.array_equal(one, roomy.crops(4, 40000, np.random.default_rng(0)))
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(step, 100, 1.0) for step in range(100)]
+    assert np.argmax(rates) == 20 and max(rates) <= 1.0 and rates[-1] < 0.02 and rates[0] == pytest.approx(0.1)
+
+
+def test_augmentation_keeps_shape_and_level():
+    crops = np.stack([toy_speech(1.0, number) for number in range(3)])
+    found = augmented(crops, np.random.default_rng(0))
+    change = 20 * np.log10(np.sqrt((found**2).mean(1)) / np.sqrt((crops**2).mean(1)))
+    assert found.shape == crops.shape and np.abs(change).max() < 3.5
