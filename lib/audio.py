@@ -215,7 +215,7 @@ class _Meter:
         found = f"channels that cancel: their mix keeps {mix:.1e} of their energy"
         _require(
             self.path,
-            (not (cancel and strict), "channels in phase", found, "Pick one: read_audio(..., channel=0)"),
+            (not (cancel and strict), "channels in phase", found, "Pick one: channel=0 of read_audio, --channel 0 of the command"),
             ((self.high - self.low) / 2 >= SILENCE_PEAK, "speech", "no speech: nothing above -80 dBFS",
              "Check the recording; silence is neither bona fide nor fake."))
         self.warnings += [text for holds, text in (

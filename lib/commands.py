@@ -67,8 +67,8 @@ def score(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     found = []
-    for one in tqdm(judged_all(paths, given.detector, given.alpha, given.jobs, given.channel), total=len(paths), unit="file", leave=False,
-                    disable=not sys.stderr.isatty() or len(paths) < 2):
+    stream = judged_all(paths, given.detector, given.alpha, given.jobs, given.channel)
+    for one in tqdm(stream, total=len(paths), unit="file", leave=False, disable=not sys.stderr.isatty() or len(paths) < 2):
         found.append(one)
         numbers = "" if one.p_value is None else f"  p {one.p_value:.3f}  anomaly {one.anomaly:.2f}  {one.seconds:.1f} s"
         with tqdm.external_write_mode(sys.stdout):

@@ -189,7 +189,7 @@ def degrade_table(study: Study, detector: Detector, experiment: str, conditions:
     deviations of the untouched real clips: `condition, source, shift`."""
     clips = study.test(experiment)
     clips = clips[(clips[experiment] == "test") & ((clips.role == "bonafide") | clips.generator.isin(generators))]
-    scores = degraded_scores(study, detector, clips, conditions, limit=24)
+    scores = degraded_scores(study, detector, clips, conditions, limit=max(4, study.settings.data.single_test // 2))
     base = scores[(scores.condition == next(iter(conditions))) & (scores.role == "bonafide")].anomaly
     table = scores.groupby(["condition", "generator"], sort=False).anomaly.median().reset_index()
     table["shift"] = (table.anomaly - base.median()) / base.std()

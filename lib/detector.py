@@ -21,8 +21,9 @@ from lib.spectrograms import activity, channel_count, channel_slice, hop_samples
 
 POOLINGS = ("mean", "max", "top", "quantile")
 SCORES = (*POOLINGS, "two_sided", "profile")
-BLOCK_S, OVERLAP_S = 20.0, 1.0
-"""Longer recordings go through the networks in blocks; the overlap is wider than twice the receptive field."""
+BLOCK_S, OVERLAP_S = 20.0, 1.3
+"""Longer recordings go through the networks in blocks. The deepest level sees 105 frames (0.84 s) to either side; the
+overlap is wider, so that blocks give what the whole recording would."""
 
 
 class DetectorError(RuntimeError):
@@ -75,6 +76,24 @@ class Typicality:
     def two_sided(self, profiles: np.ndarray) -> np.ndarray:
         """Root mean square standardised profile, (clip,); about 1 on bona fide speech."""
         return np.sqrt((((np.asarray(profiles, dtype=np.float64) - self.mean) / self.deviation) ** 2).mean(1))
+
+
+def stride_of(rows: int, level_rows: int) -> int:
+    """Image rows (and frames) for each row (and frame) of a pyramid level: 4, 8, 16."""
+    return round(rows / level_rows)
+
+
+def upsampled(level: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """A level's map (frequency_l, frame_l) on the image's grid `shape`, bilinear.
+
+    Element i of a level is centred on image element i * stride (all kernels are odd and padded alike), so elements are
+    put exactly there; stretching a level to the image's size would shift it by up to a stride at the far end.
+    """
+    stride = stride_of(shape[0], level.shape[0])
+    size = tuple((count - 1) * stride + 1 for count in level.shape)
+    grown = functional.interpolate(level[None, None], size=size, mode="bilinear", align_corners=True)
+    lack = [max(0, wanted - have) for wanted, have in zip(shape, size)]
+    return functional.pad(grown, (0, lack[1], 0, lack[0]), mode="replicate")[0, 0, : shape[0], : shape[1]]
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -138,7 +157,7 @@ class Detector:
         levels = []
         for t, s in zip(wanted, got):
             parts = residual(t, s)[0]
-            centres = np.minimum(((np.arange(parts.shape[-1]) + 0.5) * frames / parts.shape[-1]).astype(int), frames - 1)
+            centres = np.minimum(np.arange(parts.shape[-1]) * stride_of(picture.shape[-2], parts.shape[-2]), frames - 1)
             mask = whole[centres]
             levels.append((parts, torch.from_numpy(mask if mask.any() else np.ones_like(mask))))
         return picture[0], levels
@@ -158,9 +177,9 @@ class Detector:
             size = None if ends else step // hop_samples(self.settings.view)
             pictures.append(picture[..., cut : None if ends else cut + size])
             for index, (parts, mask) in enumerate(found):
-                ratio = picture.shape[-1] / parts.shape[-1]
-                a = round(cut / ratio)
-                b = None if ends else a + round(size / ratio)
+                stride = stride_of(picture.shape[-2], parts.shape[-2])
+                a = cut // stride
+                b = None if ends else a + size // stride
                 if len(levels) <= index:
                     levels.append(([], []))
                 levels[index][0].append(parts[..., a:b])
@@ -177,8 +196,7 @@ class Detector:
         sum: mean of the levels' maps, so that a scaled map stays in deviations. product (Wang et al. 2021, eq. 5): of
         unscaled maps; a scaled map can be negative, so its levels go through the softplus first.
         """
-        grown = [functional.interpolate(level[None, None], size=shape, mode="bilinear", align_corners=False)[0, 0]
-                 for level in levels]
+        grown = [upsampled(level, shape) for level in levels]
         if combine == "sum":
             return torch.stack(grown).mean(0)
         if any((level < 0).any() for level in grown):
@@ -217,15 +235,17 @@ class Detector:
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
         """Everything that the ablations compare, of one clip after the channel: `profile/KIND` (levels * bands,) and
         `KIND/COMBINE/POOLING` numbers."""
-        picture, levels = self.clip_residuals(audio, active)
-        frames_active = activity(active, self.settings.view, picture.shape[-1])
+        _, levels = self.clip_residuals(audio, active)
+        # Utterance scores are pooled on the grid of the finest level: the image's has 16 times as many places, all of them
+        # interpolated.
+        shape, frames_active = tuple(levels[0][0].shape[-2:]), levels[0][1].numpy()
         found: dict[str, np.ndarray | float] = {}
         for kind in kinds:
             maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
             profiled = [parts for parts, _ in levels] if kind == "signed" else maps
             found[f"profile/{kind}"] = self.profile(profiled, [mask for _, mask in levels])
             for combine in combines:
-                whole = self.combined(maps, picture.shape[-2:], combine)
+                whole = self.combined(maps, shape, combine)
                 found |= {f"{kind}/{combine}/{name}": value for name, value in self.pooled(whole, frames_active).items()}
         return found
 

@@ -75,6 +75,8 @@ def edited(real: np.ndarray, fake: np.ndarray, kind: str, settings: Settings, ra
     audio, active = apply_channel(mixed, settings.channel)
     times = frame_s(settings.view, 1 + len(audio) // hop_samples(settings.view)) + start / RATE_HZ
     rows = row_hz(settings.view, settings.channel)
+    if kind == "splice":
+        high_hz = np.inf
     truth = ((rows >= low_hz) & (rows <= high_hz))[:, None] & ((times >= first / RATE_HZ) & (times <= last / RATE_HZ))[None]
     return Edit(clip_id, generator, kind, audio, active, truth, ((first - start) / RATE_HZ, (last - start) / RATE_HZ))
 

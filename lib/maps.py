@@ -78,7 +78,8 @@ def frame_kinds(study, detector, experiment: str, limit: int = 24) -> pd.DataFra
         masks = {"pause": ~explanation.active, "onset": explanation.active & (rise > 6)}
         masks["voiced"] = explanation.active & ~masks["onset"] & voiced
         masks["unvoiced"] = explanation.active & ~masks["onset"] & ~voiced
-        rows += [(clip.generator or "bona fide", clip.clip_id, name, float(line[mask].mean())) for name, mask in masks.items() if mask.any()]
+        name = clip.generator or "bona fide"
+        rows += [(name, clip.clip_id, kind, float(line[mask].mean())) for kind, mask in masks.items() if mask.any()]
     return pd.DataFrame(rows, columns=["generator", "clip_id", "frame", "anomaly"])
 
 

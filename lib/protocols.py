@@ -140,10 +140,31 @@ def _take(rows: list[Source], count: int, seed: int, name: str) -> list[Source]:
     return [rows[index] for index in order][: count * 3 if count < 100 else len(rows)]
 
 
+def librispeech_sources(root: Path = DATA / "librispeech", part: str = "dev-clean") -> tuple[list[Source], str]:
+    """LibriSpeech as real speech, for machines without Debian's packages: its recordings and the single speaker's name.
+
+    Speakers go to train, validation and test (60, 20, 20 %) by a hash of their number; the speaker with the most speech is
+    the single speaker and, as with the embedded corpora, a test voice of the other experiment.
+    Raises lib.datasets.DatasetError where it is not there and cannot be downloaded.
+    """
+    from lib.datasets import download_dataset, load_dataset
+
+    if not root.exists() or not any(root.rglob("*.flac")):
+        root.mkdir(parents=True, exist_ok=True)
+        download_dataset("librispeech", root, part)
+    table = load_dataset("librispeech", root)
+    single = table.speaker.value_counts().index[0]
+    order = sorted(set(table.speaker) - {single}, key=lambda name: digest_of(["librispeech", name], 16))
+    splits = {name: ("train", "train", "train", "validation", "test")[index % 5] for index, name in enumerate(order)} | {single: "test"}
+    base = Path(table.attrs.get("root", root))
+    return [Source(base / row.path, "librispeech", row.speaker, splits[row.speaker], row.licence, row.text)
+            for row in table.itertuples()], single
+
+
 def _bonafide_rows(data: Data, seed: int, progress: Callable[[str, int, int], None]) -> list[dict[str, object]]:
-    sources = embedded_sources()
+    sources, voice = librispeech_sources() if data.corpus == "librispeech" else (embedded_sources(), "festvox-ru")
     rows: list[dict[str, object]] = []
-    single = [source for source in sources if source.corpus == "festvox-ru"]
+    single = [source for source in sources if source.speaker == voice]
     order = seeds.stream(seed, "protocol", "single").permutation(len(single))
     wanted = {"train": data.single_train, "validation": data.single_validation, "test": data.single_test}
     plan = iter([single[index] for index in order])
@@ -163,7 +184,7 @@ def _bonafide_rows(data: Data, seed: int, progress: Callable[[str, int, int], No
               "test": data.multi_test_per_speaker}
     voices: dict[str, list[Source]] = {}
     for source in sources:
-        if source.corpus != "festvox-ru":
+        if source.speaker != voice:
             voices.setdefault(source.speaker, []).append(source)
     for number, (speaker, group) in enumerate(sorted(voices.items())):
         limit, kept = limits[group[0].split], 0
@@ -233,12 +254,7 @@ def prepare(data: Data, seed: int = 0, workers: int = 2,
     """
     CLIPS.mkdir(parents=True, exist_ok=True)
     memory: dict[str, dict[str, object]] = {}
-    if data.corpus == "librispeech":
-        from lib.datasets import librispeech_rows
-
-        rows = librispeech_rows(data, seed, progress)
-    else:
-        rows = _bonafide_rows(data, seed, progress)
+    rows = _bonafide_rows(data, seed, progress)
     table = pd.DataFrame([_described(row, memory) for row in rows])
     generators, skipped = available(data.generators)
     jobs = _jobs(table, generators, data)

@@ -17,7 +17,7 @@ from lib.settings import RATE_HZ, View
 from lib.verdicts import Recording
 
 MAP_LIMITS, LEVEL_LIMITS = (0.5, 3.0), (-80.0, -20.0)
-BANDS, EDGE_S = 6, 0.12
+EDGE_S = 0.12
 PAUSE_COLOUR, LINE_COLOUR, BAR_COLOUR = "#d9d9d9", "#c1272d", "#8fb3c9"
 
 
@@ -74,7 +74,7 @@ def maps(stretch: Stretch) -> str:
     return _png(figure)
 
 
-def timeline(recording: Recording, bands: list[tuple[float, float, list[float]]], calibration: np.ndarray, alpha: float,
+def timeline(recording: Recording, bands: list[tuple[float, float, np.ndarray]], calibration: np.ndarray, alpha: float,
              limits_hz: tuple[float, float]) -> str:
     """Anomaly and band means of every piece over a whole recording; `bands` are (start_s, seconds, means)."""
     means = {round(start, 3): values for start, _, values in bands}
@@ -88,8 +88,8 @@ def timeline(recording: Recording, bands: list[tuple[float, float, list[float]]]
     if 1 / (len(calibration) + 1) <= alpha:
         above.axhline(threshold(calibration, alpha), color=LINE_COLOUR, linestyle="--", linewidth=1)
     above.set(ylabel="anomaly (up = fake)", xlim=(0, recording.seconds / unit), ylim=(0, None))
-    drawn = np.array([means[start] if start in anomaly else [np.nan] * BANDS for start in edges_s[:-1]]).T
-    hertz = np.linspace(limits_hz[0] / 1000, limits_hz[1] / 1000, BANDS + 1)
+    drawn = np.array([means[start] if start in anomaly else bands[0][2] * np.nan for start in edges_s[:-1]]).T
+    hertz = np.linspace(limits_hz[0] / 1000, limits_hz[1] / 1000, len(drawn) + 1)
     drawn = below.pcolormesh(edges, hertz, drawn, vmin=MAP_LIMITS[0], vmax=MAP_LIMITS[1], cmap=MAP_COLOURS)
     below.set(xlabel=f"time in the recording ({name})", ylabel="frequency (kHz)", facecolor=PAUSE_COLOUR)
     figure.colorbar(drawn, ax=[above, below], label="band mean of the map (1 = usual)", extend="both", pad=0.01)

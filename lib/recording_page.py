@@ -20,13 +20,13 @@ from lib import html
 from lib.audio import read_audio
 from lib.channel import apply_channel, speech_bounds
 from lib.detector import Detector
-from lib.recording_figures import BANDS, Stretch, decibels, histogram, maps, timeline
+from lib.recording_figures import Stretch, decibels, histogram, maps, timeline
 from lib.recordings import judged
 from lib.settings import RATE_HZ
 from lib.spectrograms import image
 from lib.verdicts import FAKE, PAUSE_DB, REAL, Limits, Part, Recording
 
-WHOLE_S = 30.0
+WHOLE_S, BANDS = 30.0, 6
 """Up to this length a page shows and plays the whole recording; beyond it a timeline and the most anomalous piece."""
 CANNOT = (
     "Whether the words are true, who speaks, or whether the recording was cut or taken out of context.",
@@ -39,20 +39,22 @@ CANNOT = (
 
 
 class Collected:
-    """Keeps of each visited piece its band means, and everything of the most anomalous one."""
+    """Keeps of each visited piece its band means, and the samples of the most anomalous one."""
 
     def __init__(self, detector: Detector) -> None:
-        self.detector, self.bands, self.loudest_db, self.most = detector, [], -math.inf, None
+        self.detector, self.bands, self.loudest_db = detector, [], -math.inf
+        self.most: tuple[Part, tuple] | None = None
 
     def __call__(self, part: Part, audio: np.ndarray, prepared: np.ndarray, active: np.ndarray, begins_s: float) -> None:
-        stretch = explained(self.detector, audio, part.start_s, prepared, active, begins_s)
-        heard = stretch.explanation.map[:, stretch.mapped]
-        self.bands.append((part.start_s, part.seconds, [float(rows.mean()) for rows in np.array_split(heard, BANDS)]))
+        levels = self.detector.clip_residuals(prepared, active)[1]
+        maps = [self.detector.scaling.apply(index, parts, "signed") for index, (parts, _) in enumerate(levels)]
+        profile = self.detector.profile(maps, [mask for _, mask in levels])
+        self.bands.append((part.start_s, part.seconds, profile.reshape(len(levels), -1).mean(0)))
         self.loudest_db = max(self.loudest_db, part.level_db)
         if self.most and self.most[0].level_db <= self.loudest_db - PAUSE_DB:
             self.most = None  # it was a pause
         if part.level_db > self.loudest_db - PAUSE_DB and (not self.most or part.anomaly > self.most[0].anomaly):
-            self.most = part, stretch
+            self.most = part, (audio, part.start_s, prepared, active, begins_s)
 
 
 def explained(detector: Detector, audio: np.ndarray, audio_s: float, prepared: np.ndarray, active: np.ndarray,
@@ -77,7 +79,7 @@ def write_report(detector: Detector, path: Path | str, target: Path | str, limit
     sections, player = [], None
     if recording.parts:
         whole = recording.seconds <= WHOLE_S
-        stretch = _whole(detector, path, channel) if whole else found.most[1]
+        stretch = _whole(detector, path, channel) if whole else explained(detector, *found.most[1])
         end_s = stretch.audio_s + len(stretch.audio) / RATE_HZ
         player = _sound(stretch.audio), (f"The recording at {RATE_HZ // 1000} kHz" if whole else
                                          f"The most anomalous piece, {clock(stretch.audio_s)} to {clock(end_s)}")
@@ -113,7 +115,7 @@ def _meaning(recording: Recording, count: int) -> str:
                 recording.verdict, f"For what it is worth: about {compared}.")
 
 
-def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands: list[tuple[float, float, list[float]]],
+def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands: list[tuple[float, float, np.ndarray]],
               alpha: float) -> list[tuple[str, list[str], str, str]]:
     """Heading, paragraphs, image and alt text of each section; `bands` is empty where no timeline is wanted."""
     calibration, sections, heading = detector.calibration, [], "What the detector hears"

@@ -76,7 +76,10 @@ recording at which those begin."""
 
 def judged(detector: Detector, path: Path | str, limits: Limits | None = None, alpha: float = 0.05,
            visit: Visitor = lambda *_: None, channel: int | None = None) -> Recording:
-    """Read, score and judge one recording, or one of its channels. Never raises for what is in the file; lib.verdicts has the rules."""
+    """Read, score and judge one recording, or one of its channels, by the rules of lib.verdicts.
+
+    Never raises for what is in the file.
+    """
     parts, report, stream = [], None, pieces(path, detector.settings.data.max_s, channel)
     try:
         while report is None:

@@ -118,10 +118,12 @@ class Study:
         clips = self.clips[self.clips.clip_id.isin(parts.index[parts == name])]
         return require_bonafide(clips, experiment, name, ("validation",))
 
-    def test(self, experiment: str) -> pd.DataFrame:
-        """Everything that is only ever scored: bona fide test clips, fakes, controls, and the development clips."""
-        development = self.clips.clip_id.isin(self.part(experiment, "development").clip_id)
-        return self.clips[self.clips[experiment].isin(["test", "development"]) | development]
+    def test(self, experiment: str, only: str = "") -> pd.DataFrame:
+        """Everything that is only ever scored: bona fide test clips, fakes and controls (`only="test"`), and the development
+        fakes with their bona fide parents (`only="development"`); by default both."""
+        development = (self.clips[experiment] == "development") | self.clips.clip_id.isin(self.part(experiment, "development").clip_id)
+        test = self.clips[experiment] == "test"
+        return self.clips[{"test": test, "development": development}.get(only, test | development)]
 
     def prepared(self, clips: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
         """Clips after the shared channel: (audio (samples,), active (20 ms frame,))."""
@@ -140,7 +142,8 @@ class Study:
         # The teacher hears the training voices of the multi-speaker corpus in both experiments; none is a test voice.
         train, held_out = self.part("multi", "train"), self.part("multi", "selection")
         network = self.settings.network
-        key = self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise, sorted(train.sha256), sorted(held_out.sha256))
+        key = self._key("teacher", network.teacher, network.teacher_width, network.levels,
+                        network.standardise, sorted(train.sha256), sorted(held_out.sha256))
         say(f"teacher: {network.teacher}")
         teacher, history = train_teacher(
             ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
@@ -201,9 +204,9 @@ class Study:
         with np.load(path) as saved:
             return {name.replace("|", "/"): saved[name] for name in saved.files}
 
-    def scores(self, experiment: str) -> pd.DataFrame:
-        """Test and development clips with their anomaly (up = fake), score (up = bona fide) and conformal p-value."""
-        detector, clips = self.detector(experiment), self.test(experiment)
+    def scores(self, experiment: str, only: str = "") -> pd.DataFrame:
+        """Test and development clips (or `only` one of them) with their anomaly (up = fake), score (up = bona fide) and conformal p-value."""
+        detector, clips = self.detector(experiment), self.test(experiment, only)
         anomaly = detector.anomaly_of(self.statistics(detector, clips))
         return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
 
@@ -227,7 +230,7 @@ class Study:
         view, channel = self.settings.view, self.settings.channel
         features = lambda audio: self._teacher[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
         tables = []
-        for name, entry in BASELINES.items():
+        for entry in BASELINES.values():
             began = time.time()
             baseline = entry.factory(features) if entry.needs_teacher else entry.factory()
             if hasattr(baseline, "steps"):  # a preset with short trainings shortens those of the baselines too
@@ -240,12 +243,12 @@ class Study:
         save_table(result, path)
         return result
 
-    def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "") -> pd.DataFrame:
+    def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "", only: str = "") -> pd.DataFrame:
         """Test scores under another scaling, combination or pooling of the same networks.
 
         Typicality is refitted on the scaling part of the experiment (or of the experiment `fitting`).
         """
-        clips, model = self.test(experiment), None
+        clips, model = self.test(experiment, only), None
         if scoring.pooling in ("two_sided", "profile"):
             part = self.part(fitting or experiment, detector.scaling_part)
             model = Typicality.fit(self.statistics(detector, part)[f"profile/{scoring.scaling}"])

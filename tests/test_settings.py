@@ -1,7 +1,7 @@
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from lib.settings import CHOICES, PRESETS, SettingsError, load_settings
 

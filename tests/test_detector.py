@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+
+from lib.channel import apply_channel
+from lib.detector import Detector, DetectorError, Typicality, folded
+from tests.conftest import RATE, toy_speech
+
+
+def prepared(detector, seconds=2.0, seed=3):
+    return apply_channel(toy_speech(seconds, seed), detector.settings.channel)
+
+
+def test_folded_networks_are_the_same_function(tiny_detector):
+    picture = torch.randn(1, 6, 192, 80, generator=torch.Generator().manual_seed(0))
+    for network in (tiny_detector.teacher, tiny_detector.student):
+        for one, two in zip(network(picture), folded(network)(picture)):
+            assert torch.allclose(one, two, atol=1e-3 * float(one.abs().max()))
+
+
+def test_a_map_has_the_images_axes(tiny_detector):
+    audio, active = prepared(tiny_detector)
+    explanation = tiny_detector.explain_prepared(audio, active)
+    view = tiny_detector.settings.view
+    assert explanation.map.shape == explanation.image.shape[1:] == (view.bins, 1 + len(audio) // 128)
+    assert len(explanation.active) == explanation.map.shape[1] and len(explanation.row_hz) == view.bins
+    assert all(level.shape == explanation.map.shape for level in explanation.levels) and np.isfinite(explanation.map).all()
+
+
+def test_gain_does_not_change_the_score(tiny_detector):
+    audio = toy_speech(2.0, 5)
+    loud, quiet = (tiny_detector.explain(gain * audio, RATE).anomaly for gain in (1.0, 0.1))
+    # The channel's noise is drawn from a hash of the samples, so it differs: that is all that may move the score.
+    assert loud == pytest.approx(quiet, rel=0.1)
+
+
+def test_score_and_explain_agree_and_repeat(tiny_detector):
+    audio = toy_speech(2.0, 6)
+    assert tiny_detector.score(audio, RATE) == tiny_detector.score(audio, RATE) == tiny_detector.explain(audio, RATE).anomaly
+
+
+def test_time_shift_shifts_the_map(tiny_detector):
+    audio, _ = prepared(tiny_detector, 4.0)
+    shift = 16 * 128  # the deepest stride, in samples
+    moved = np.concatenate([np.zeros(shift, np.float32), audio])
+    active = np.ones(300, dtype=bool)
+    one, two = (tiny_detector.explain_prepared(part, active, kind="frequency").map for part in (audio, moved))
+    far = 130  # beyond the receptive field of either edge
+    assert np.allclose(one[:, far:-far], two[:, far + 16 : -far], atol=1e-3)
+
+
+def test_padding_reaches_no_further_than_the_receptive_field(tiny_detector):
+    audio, _ = prepared(tiny_detector, 3.0)
+    active = np.ones(400, dtype=bool)
+    longer = np.concatenate([audio, np.zeros(16 * 128 * 4, np.float32)])
+    one, two = (tiny_detector.explain_prepared(part, active, kind="frequency").map for part in (audio, longer))
+    assert np.allclose(one[:, :-130], two[:, : one.shape[1] - 130], atol=1e-3)
+
+
+def test_long_recordings_go_through_in_blocks_with_the_same_result(tiny_detector, monkeypatch):
+    import lib.detector
+
+    audio, active = prepared(tiny_detector, 8.0)
+    whole = tiny_detector.clip_residuals(audio, active)
+    monkeypatch.setattr(lib.detector, "BLOCK_S", 2.0)
+    blocks = tiny_detector.clip_residuals(audio, active)
+    assert whole[0].shape == blocks[0].shape and torch.allclose(whole[0], blocks[0], atol=1e-4)
+    for (one, mask), (two, other) in zip(whole[1], blocks[1]):
+        assert one.shape == two.shape and torch.equal(mask, other)
+        # At the seams a block sees the other side through its margin of a second: wider than the receptive field.
+        assert (one - two).abs().max() < 1e-4 * one.abs().max()
+
+
+def test_typicality_is_one_on_what_it_was_fitted_on_and_looks_both_ways():
+    random = np.random.default_rng(0)
+    profiles = random.standard_normal((400, 6)) * 3 + 5
+    model = Typicality.fit(profiles)
+    assert np.sqrt((model.distance(profiles) ** 2).mean()) == pytest.approx(1, abs=0.1)
+    assert np.sqrt((model.two_sided(profiles) ** 2).mean()) == pytest.approx(1, abs=0.01)
+    high, low = model.two_sided(np.full((1, 6), 11.0)), model.two_sided(np.full((1, 6), -1.0))
+    assert high[0] > 1.8 and low[0] == pytest.approx(high[0], rel=0.2)
+    with pytest.raises(ValueError, match="at least 3"):
+        Typicality.fit(profiles[:2])
+
+
+def test_p_values_are_conformal(tiny_detector):
+    scores = tiny_detector.calibration
+    assert tiny_detector.p_value(scores.max() + 1) == pytest.approx(1 / (len(scores) + 1))
+    assert tiny_detector.p_value(scores.min() - 1) == 1.0
+
+
+def test_recalibration_on_own_recordings(saved_detector, tmp_path):
+    from lib.audio import write_audio
+
+    for number in range(6):
+        write_audio(tmp_path / f"{number}.wav", toy_speech(9.0, 40 + number), RATE)
+    detector = Detector.load(saved_detector).fit(sorted(tmp_path.glob("*.wav")))
+    assert len(detector.calibration) == 6 and detector.fitted_on["scaling"][0] == "0.wav@0s"
+    with pytest.raises(DetectorError, match="at least 8 pieces"):
+        detector.fit([tmp_path / "0.wav"])
+
+
+@pytest.mark.parametrize(("audio", "message"), [
+    (np.full(16000, np.nan, np.float32), "NaN"),
+    (np.zeros((2, 16000), np.float32), "mono"),
+    (np.zeros(100, np.float32), "too short"),
+    (np.zeros(16000, np.float32), "no speech"),
+])
+def test_bad_samples_are_refused(tiny_detector, audio, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_detector.score(audio, RATE)

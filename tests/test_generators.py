@@ -1,0 +1,46 @@
+"""Recipes on toy speech: shape, level, determinism. Only what pip gives is needed; voices are tried where they are installed."""
+
+import numpy as np
+import pytest
+
+from lib.generators import GENERATORS, available
+from tests.conftest import toy_speech
+
+AUDIO = toy_speech(1.2, 4)
+FAST = [item for item in GENERATORS.values() if item.kind != "tts" and not item.missing() and not item.name.startswith("hifigan_u")
+        and item.name != "hifigan_ljspeech"]
+
+
+@pytest.mark.parametrize("generator", FAST, ids=lambda item: item.name)
+def test_copies_align_with_their_parent(generator):
+    made = generator.run(AUDIO, 3)
+    assert made.shape == AUDIO.shape and made.dtype == np.float32 and np.isfinite(made).all() and np.abs(made).max() <= 1
+    assert np.array_equal(made, generator.run(AUDIO, 3))
+    gain = 20 * np.log10(np.sqrt(np.mean(made**2)) / np.sqrt(np.mean(AUDIO**2)))
+    assert abs(gain) < 6
+
+
+@pytest.mark.parametrize("generator", [item for item in GENERATORS.values() if item.kind == "tts"], ids=lambda item: item.name)
+def test_voices_speak(generator):
+    if generator.missing():
+        pytest.skip(generator.missing())
+    text = "Сегодня утром мы долго гуляли." if generator.texts == "ru" else "The ferry leaves every morning."
+    made = generator.run(text, 0)
+    assert 0.8 < len(made) / 16000 < 8 and np.isfinite(made).all() and np.abs(made).max() > 0.01
+
+
+def test_families_and_roles():
+    test = [item for item in GENERATORS.values() if item.kind != "control" and not item.development]
+    assert len(test) >= 8 and len({item.family for item in test}) >= 5
+    assert {item.name for item in GENERATORS.values() if item.development} & {item.name for item in test} == set()
+
+
+def test_what_is_missing_is_said_with_its_remedy(monkeypatch):
+    import lib.generators
+
+    monkeypatch.setattr(lib.generators.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lib.generators.shutil, "which", lambda name: None)
+    ready, missing = available(("world", "espeak_ru"))
+    assert not ready and "pip install 'pyworld'" in missing[0] and "apt-get install espeak-ng" in missing[1]
+    with pytest.raises(KeyError, match="unknown generator"):
+        available(("worlds",))

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from lib.localisation import KINDS, Edit, coarse, edited, frame_measures, measured, pro
+from lib.settings import load_settings
+from tests.conftest import toy_speech
+
+
+def edit_of(truth):
+    return Edit("clip", "world", "splice", np.zeros(1), np.ones(1, bool), truth, (0, 1))
+
+
+def box(rows=(8, 24), frames=(40, 80), shape=(48, 200)):
+    truth = np.zeros(shape, bool)
+    truth[rows[0] : rows[1], frames[0] : frames[1]] = True
+    return truth
+
+
+def test_a_perfect_map_scores_perfectly_and_its_negative_not_at_all():
+    truth = box()
+    noise = np.random.default_rng(0).standard_normal(truth.shape) * 0.01
+    good, bad = measured([edit_of(truth)], [truth + noise], 0.5), measured([edit_of(truth)], [noise - truth], 0.5)
+    assert good["pixel AUROC"] == 1 and good["PRO@30%"] == pytest.approx(1) and good["IoU"] == good["F1"] == good["pointing"] == 1
+    assert bad["pixel AUROC"] == 0 and bad["PRO@30%"] == 0 and bad["pointing"] == 0
+
+
+def test_a_map_that_knows_nothing_is_at_chance():
+    truths = [box() for _ in range(20)]
+    random = np.random.default_rng(1)
+    maps = [random.standard_normal(truth.shape) for truth in truths]
+    found = measured([edit_of(truth) for truth in truths], maps, 0.0)
+    assert found["pixel AUROC"] == pytest.approx(0.5, abs=0.03)
+    assert found["PRO@30%"] == pytest.approx(0.15, abs=0.02)  # overlap = rate: the area under a diagonal up to 0.3, over 0.3
+
+
+def test_pro_by_hand():
+    truth = np.array([[True, True, False, False, False, False, False, False, False, False]] * 2)
+    values = np.array([[2.0, 0.5, 1.0, 0, 0, 0, 0, 0, 0, 0]] * 2)
+    # Half of the region lies above every outside cell; the other half is found once 1 of 8 outside cells is passed.
+    assert 0.75 < pro([values], [truth], limit=0.3) < 0.85
+
+
+def test_coarse_is_the_mean_of_cells():
+    values = np.arange(8 * 9, dtype=float).reshape(8, 9)
+    assert coarse(values).shape == (2, 2) and coarse(values)[0, 0] == values[:4, :4].mean()
+
+
+def test_frame_measures_at_every_length():
+    truth = box(rows=(0, 48))
+    table = frame_measures([edit_of(truth)], [truth.astype(float)], [np.zeros((48, 200))], 0.008)
+    assert list(table.frame_ms) == [20, 40, 80, 160, 320, 640]
+    assert table.eer.iloc[0] < 0.05 and table.f1.iloc[0] > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits_change_what_the_truth_says_and_nothing_else(kind):
+    settings = load_settings("smoke", 0, "channel.enabled=false")
+    real, fake = toy_speech(3.0, 1), toy_speech(3.0, 2)
+    edit = edited(real, fake, kind, settings, np.random.default_rng(5))
+    assert edit.truth.shape == (192, 1 + len(edit.audio) // 128) and 0 < edit.truth.mean() < 0.8
+    changed = np.abs(edit.audio - real[: len(edit.audio)]) > 1e-4
+    first, last = (round(edge * 16000) for edge in edit.span_s)
+    assert changed[first:last].mean() > 0.3
+    if kind != "band":
+        assert not changed[:first].any() and not changed[last:].any()
+    if kind == "splice":
+        assert edit.truth[:, edit.truth.any(0)].all()
+
+
+def test_the_same_place_for_every_generator():
+    settings = load_settings("smoke")
+    one, two = (edited(toy_speech(3.0, 1), toy_speech(3.0, seed), "splice", settings, np.random.default_rng(9)) for seed in (2, 3))
+    assert one.span_s == pytest.approx(two.span_s, abs=0.03)

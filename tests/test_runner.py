@@ -1,0 +1,57 @@
+import pandas as pd
+import pytest
+
+from lib import runner
+from lib.runner import StudyError, notebooks, parse_options, verify
+from lib.settings import SettingsError
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "REFERENCE", tmp_path / "reference")
+    monkeypatch.setattr(runner, "REPORTS", tmp_path / "reports")
+    (tmp_path / "reference" / "study").mkdir(parents=True)
+    (tmp_path / "reports" / "tables").mkdir(parents=True)
+    return tmp_path / "reference" / "study", tmp_path / "reports" / "tables"
+
+
+@pytest.mark.parametrize(("change", "colour"), [
+    (lambda t: t, "green"),
+    (lambda t: t.assign(auc=t.auc + 0.01), "green"),
+    (lambda t: t.assign(auc=t.auc + 0.04), "amber"),
+    (lambda t: t.assign(auc=t.auc + 0.2), "red"),
+    (lambda t: t.assign(clips=t.clips + 1), "red"),
+    (lambda t: t.assign(auc=[0.9, float("nan")]), "red"),
+    (lambda t: t.head(1), "red"),
+    (lambda t: t.rename(columns={"auc": "AUC"}), "red"),
+])
+def test_verify_colours(folders, change, colour):
+    reference, ours = folders
+    table = pd.DataFrame({"generator": ["world", "hibari"], "clips": [40, 20], "auc": [0.9, 0.8]})
+    table.to_csv(reference / "30_x.csv", index=False)
+    change(table).to_csv(ours / "30_x.csv", index=False)
+    assert [row[:2] for row in verify("study")] == [("30_x.csv", colour)]
+
+
+def test_verify_without_run_or_reference(folders):
+    reference, ours = folders
+    with pytest.raises(StudyError, match="no reference tables"):
+        verify("paper")
+    pd.DataFrame({"a": [1]}).to_csv(reference / "30_x.csv", index=False)
+    assert verify("study")[0][1:] == ("red", "missing in this run")
+    ours.rmdir()
+    with pytest.raises(StudyError, match="run `make study` first"):
+        verify("study")
+
+
+def test_numbers_choose_notebooks():
+    assert [path.name[:2] for path in notebooks(("30", "31"))] == ["30", "31"]
+    assert notebooks(start="40")[0].name.startswith("40")
+    with pytest.raises(StudyError, match="no notebook has the number 77"):
+        notebooks(("77",))
+
+
+def test_options_are_pairs():
+    assert parse_options(["seed=1", "run.seeds = 2"]) == {"seed": "1", "run.seeds": "2"}
+    with pytest.raises(SettingsError, match="NAME=VALUE"):
+        parse_options(["seed"])
