@@ -43,7 +43,7 @@ def read_detector(folder: Path) -> tuple[Settings, dict[str, torch.Tensor], dict
                 if key in {field.name for field in dataclasses.fields(kind)}}
         settings = Settings().with_options({**values, **flat})
         sizes = (settings.network.teacher_width, settings.network.student_width, settings.network.levels, settings.view.bins)
-        if not all(0 < size <= limit for size, limit in zip(sizes, (512, 512, 4, 4096))):
+        if not all(0 < size <= limit for size, limit in zip(sizes, (128, 128, 4, 4096))):
             raise DetectorError(f"{sheet_path}: sizes {sizes} are out of bounds; {hint}")
     except DetectorError:
         raise

@@ -64,7 +64,8 @@ def parser() -> Parser:
     one.add_argument("--download", action="store_true", help="fetch it first, where that is allowed without a form")
     one.add_argument("--part", default="train-clean-100", help="of LibriSpeech, with --download")
     one = command(commands.bench, "ratios of speed, measured in one run")
-    one.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on; see bench --help")
+    one.add_argument("--quick", action="store_true", help="fewer sizes")
+    one.add_argument("--csv", metavar="FILE", help="write the table")
     return root
 
 
@@ -90,15 +91,18 @@ def _own_recordings(command: Callable[..., Parser]) -> None:
     one.add_argument("--html", metavar="FILE", required=True)
     judging(one)
     one = command(commands.calibrate, "fit the detector's scaling and p-values to real speech from your own source")
-    one.add_argument("speech", metavar="DIR_OR_FILE", nargs="+", help="real speech, two minutes or more")
+    one.add_argument("speech", metavar="DIR_OR_FILE", nargs="+", help="real speech, about four minutes or more")
     one.add_argument("--out", metavar="FOLDER", required=True, help="where the calibrated detector is saved")
     shared(one)
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text}")
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text!r}")
     return value
 
 

@@ -125,6 +125,8 @@ def calibrate(given: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     print(f"{given.out}: calibrated on {len(paths) - len(skipped)} recordings, {len(detector.calibration)} pieces for p-values; "
           f"use it with --detector {given.out}")
+    if len(detector.calibration) < 19:
+        print("note: 19 such pieces or more, about four minutes of speech, are needed for verdicts at alpha 0.05", file=sys.stderr)
     return 1 if skipped else 0
 
 
@@ -201,10 +203,15 @@ def data(given: argparse.Namespace) -> int:
 
 
 def bench(given: argparse.Namespace) -> int:
-    from importlib.util import find_spec
+    try:
+        from lib.bench import run
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"the benchmark is not complete here: {error}") from None
+    table = run(quick=given.quick)
+    print(table.to_string(index=False))
+    if given.csv:
+        from lib.paths import atomic
 
-    if find_spec("lib.bench") is None:
-        raise RuntimeError("this copy has no benchmark (lib/bench.py is missing)")
-    from lib import bench as module
-
-    return module.main(given.arguments) or 0
+        with atomic(given.csv) as temporary:
+            table.to_csv(temporary, index=False)
+    return 0

@@ -284,16 +284,16 @@ class Detector:
     def fit(self, paths: Iterable[Path | str]) -> Detector:
         """Recalibrate scaling, typicality and threshold on your own real speech (files; a few minutes of it), in place.
 
-        The networks stay. Half of the recordings, cut into pieces of 5 s, serves scaling, the other half the threshold.
+        The networks stay. Half of the pieces, as long as the study's clips (5 s), serves scaling, the other half the threshold.
         Raises DetectorError where there are fewer than 8 pieces of at least 1 s.
         """
         from lib.audio import read_audio
 
-        clips, ids = [], []
+        clips, ids, length = [], [], round(self.settings.data.max_s * RATE_HZ)
         for path in paths:
             audio, _ = read_audio(path, RATE_HZ)
-            for start in range(0, len(audio) - RATE_HZ + 1, 5 * RATE_HZ):
-                piece = audio[start : start + 5 * RATE_HZ]
+            for start in range(0, len(audio) - RATE_HZ + 1, length):
+                piece = audio[start : start + length]
                 try:
                     clips.append(apply_channel(piece, self.settings.channel))
                 except ValueError:

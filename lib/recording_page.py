@@ -66,7 +66,8 @@ def explained(detector: Detector, audio: np.ndarray, audio_s: float, prepared: n
     return Stretch(audio, audio_s, decibels(level, view), detector.explain_prepared(prepared, active, begins_s, "signed"))
 
 
-def _whole(detector: Detector, path: Path | str, channel: int | None) -> Stretch:
+def heard(detector: Detector, path: Path | str, channel: int | None = None) -> Stretch:
+    """A whole recording with its map and spectrogram; for recordings of up to about a minute."""
     audio, settings = read_audio(path, RATE_HZ, channel=channel)[0], detector.settings.channel
     return explained(detector, audio, 0.0, *apply_channel(audio, settings), speech_bounds(audio, settings)[0] / RATE_HZ)
 
@@ -79,7 +80,7 @@ def write_report(detector: Detector, path: Path | str, target: Path | str, limit
     sections, player = [], None
     if recording.parts:
         whole = recording.seconds <= WHOLE_S
-        stretch = _whole(detector, path, channel) if whole else explained(detector, *found.most[1])
+        stretch = heard(detector, path, channel) if whole else explained(detector, *found.most[1])
         end_s = stretch.audio_s + len(stretch.audio) / RATE_HZ
         player = _sound(stretch.audio), (f"The recording at {RATE_HZ // 1000} kHz" if whole else
                                          f"The most anomalous piece, {clock(stretch.audio_s)} to {clock(end_s)}")

@@ -30,6 +30,8 @@ def load_detector(folder: Path | str | None = None) -> tuple[Detector, Limits, d
                             "it below runs/study/detectors, and name its folder with --detector")
     folder = Path(folder or SHIPPED)
     detector = Detector.load(folder)
+    if not len(detector.calibration):
+        raise DetectorError(f"{folder} has no calibration scores of real speech; calibrate it first")
     try:
         stated = json.loads((folder / "limits.json").read_text(encoding="utf-8"))
         limits = Limits(**{field.name: float(stated[field.name]) for field in dataclasses.fields(Limits)})
@@ -158,7 +160,7 @@ def _work(path: Path | str) -> Recording:
 
 
 def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str | None = None) -> tuple[Detector, list[str]]:
-    """Recalibrate a detector on the user's real speech (about two minutes or more) and save it, with its limits, in `out`.
+    """Recalibrate a detector on the user's real speech (about four minutes or more) and save it, with its limits, in `out`.
 
     Returns the detector and the files that were left out, with the reason. Raises DetectorError for too little speech.
     """
@@ -168,7 +170,7 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
         try:
             report = read_audio(path, RATE_HZ)[1]
         except AudioError as error:
-            skipped.append(shown(error))
+            skipped.append(shown(str(error)))
             continue
         kept.append(path)
         found += [(report.effective_bandwidth_hz, part.crest_db, part.range_db) for part in judged(detector, path).parts]

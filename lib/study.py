@@ -17,6 +17,7 @@ from lib import metrics, seeds
 from lib.audio import read_audio
 from lib.channel import apply_channel
 from lib.detector import Detector, Typicality
+from lib.discrepancy import SCALINGS
 from lib.exhibits import Exhibits
 from lib.paths import DATA, REPORTS, RUNS, atomic, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
@@ -190,14 +191,15 @@ class Study:
 
     # --- statistics and scores -------------------------------------------------------------------------------------------
 
-    def statistics(self, detector: Detector, clips: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Detector.statistics of every clip, stacked (clip, ...), in the table's order; cached clip by clip table."""
-        key = digest_of([detector.key, clips.sha256.tolist()])
+    def statistics(self, detector: Detector, clips: pd.DataFrame, kinds: tuple[str, ...] = SCALINGS,
+                   combines: tuple[str, ...] = ("sum", "product")) -> dict[str, np.ndarray]:
+        """Detector.statistics of every clip, stacked (clip, ...), in the table's order; cached."""
+        key = digest_of([detector.key, clips.sha256.tolist(), kinds, combines])
         path = self.folder / "statistics" / f"{key}.npz"
         if not path.exists():
             rows, progress = [], Progress()
             for number, (audio, active) in enumerate(self.prepared(clips)):
-                rows.append(detector.statistics(audio, active))
+                rows.append(detector.statistics(audio, active, kinds, combines))
                 progress("scoring clips", number + 1, len(clips))
             with atomic(path) as temporary:
                 np.savez(temporary, **{name.replace("/", "|"): np.stack([row[name] for row in rows]) for name in rows[0]})
@@ -205,9 +207,10 @@ class Study:
             return {name.replace("|", "/"): saved[name] for name in saved.files}
 
     def scores(self, experiment: str, only: str = "") -> pd.DataFrame:
-        """Test and development clips (or `only` one of them) with their anomaly (up = fake), score (up = bona fide) and conformal p-value."""
-        detector, clips = self.detector(experiment), self.test(experiment, only)
-        anomaly = detector.anomaly_of(self.statistics(detector, clips))
+        """Test and development clips (or `only` one of them) with their anomaly (up = fake), score (up = bona fide) and
+        conformal p-value."""
+        detector, clips, scoring = self.detector(experiment), self.test(experiment, only), self.settings.scoring
+        anomaly = detector.anomaly_of(self.statistics(detector, clips, (scoring.scaling,), (scoring.combine,)))
         return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
 
     def baseline_scores(self, experiment: str) -> pd.DataFrame:

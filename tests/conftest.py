@@ -20,6 +20,12 @@ def toy_speech(seconds=1.5, seed=0, pitch_hz=120.0):
 
 
 @pytest.fixture(scope="session")
+def voice():
+    """The function `toy_speech`, for modules that cannot import this one."""
+    return toy_speech
+
+
+@pytest.fixture(scope="session")
 def tiny_detector():
     """A detector of width 4 with random networks, calibrated on 24 toy clips: every path of the real one, in seconds."""
     from lib.channel import apply_channel

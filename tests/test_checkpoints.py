@@ -1,0 +1,172 @@
+"""Saved detectors: equal after a round trip, refused with a reason when damaged, foreign or hostile."""
+
+import json
+import pickle
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lib import checkpoints
+from lib.detector import Detector, DetectorError
+from lib.paths import file_digest
+from lib.settings import RATE_HZ
+
+
+@pytest.fixture
+def copy(saved_detector, tmp_path):
+    return shutil.copytree(saved_detector, tmp_path / "detector")
+
+
+def refused(folder, *words):
+    with pytest.raises(DetectorError) as caught:
+        Detector.load(folder)
+    message = str(caught.value)
+    assert str(folder) in message and all(word in message for word in words), message
+    return message
+
+
+def sheet_changed(folder, change):
+    """Rewrite detector.json after `change` was called on its content; the hash of the weights is brought up to date."""
+    path = folder / "detector.json"
+    sheet = json.loads(path.read_text())
+    sheet["sha256"] = file_digest(folder / "detector.safetensors")
+    change(sheet)
+    path.write_text(json.dumps(sheet))
+
+
+def weights_changed(folder, change):
+    """Save changed tensors, with a sheet whose hash agrees: the checks behind the hash have to find it."""
+    tensors = load_file(folder / "detector.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "detector.safetensors")
+    sheet_changed(folder, lambda sheet: None)
+
+
+def test_round_trip_gives_equal_scores_and_facts(tiny_detector, saved_detector, voice):
+    again, audio = Detector.load(saved_detector), voice(2.0, 70)
+    assert again.score(audio, RATE_HZ) == tiny_detector.score(audio, RATE_HZ)
+    assert np.array_equal(again.calibration, tiny_detector.calibration)
+    assert again.settings == tiny_detector.settings
+    assert again.fitted_on == tiny_detector.fitted_on
+    assert np.array_equal(again.explain(audio, RATE_HZ).map, tiny_detector.explain(audio, RATE_HZ).map)
+
+
+def test_saving_twice_gives_the_same_bytes(tiny_detector, saved_detector, tmp_path):
+    tiny_detector.save(tmp_path)
+    for name in ("detector.safetensors", "detector.json"):
+        assert (tmp_path / name).read_bytes() == (saved_detector / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["detector.json", "detector.safetensors"])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    refused(copy, name, "missing", "Detector.save")
+
+
+def test_a_flipped_byte_is_found_by_the_hash(copy):
+    path = copy / "detector.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    refused(copy, "damaged", "SHA-256")
+
+
+def test_a_truncated_file_is_found(copy):
+    path = copy / "detector.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(copy, "SHA-256")
+    sheet_changed(copy, lambda sheet: None)
+    refused(copy, "cannot be read")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_renamed_pickle_runs_nothing(copy, tmp_path):
+    bomb = pickle.dumps(Bomb(tmp_path / "ran"))
+    (copy / "detector.safetensors").write_bytes(bomb)
+    sheet_changed(copy, lambda sheet: None)
+    refused(copy, "cannot be read")
+    (copy / "detector.json").write_bytes(bomb)
+    refused(copy, "not a detector's sheet")
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(bomb).close()
+    assert (tmp_path / "ran").exists()  # it would have run
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": 1}', "[" * 100_000, '{"format": 1, "settings": 3, "sha256": 0}'])
+def test_json_that_is_no_sheet_is_refused(copy, text):
+    (copy / "detector.json").write_text(text)
+    refused(copy, "detector.json")
+
+
+def test_bytes_that_are_no_text_are_refused(copy):
+    (copy / "detector.json").write_bytes(b"\xff\xfe\x00{")
+    refused(copy, "detector.json")
+
+
+def test_a_newer_format_is_refused(copy):
+    sheet_changed(copy, lambda sheet: sheet.update(format=2))
+    refused(copy, "format 2", "newer")
+
+
+@pytest.mark.parametrize(("section", "name", "value"), [
+    ("network", "teacher_width", 129), ("network", "student_width", -1), ("network", "levels", 0), ("view", "bins", 10**9)])
+def test_sizes_out_of_bounds_are_refused_before_anything_is_built(copy, section, name, value):
+    sheet_changed(copy, lambda sheet: sheet["settings"][section].update({name: value}))
+    refused(copy, "out of bounds")
+
+
+def test_settings_of_the_wrong_type_or_choice_are_refused(copy):
+    sheet_changed(copy, lambda sheet: sheet["settings"]["network"].update(teacher="a_pickle"))
+    refused(copy, "one of")
+
+
+def test_weights_that_do_not_fit_the_settings_are_refused(copy):
+    sheet_changed(copy, lambda sheet: sheet["settings"]["network"].update(teacher_width=8))
+    refused(copy, "do not fit")
+
+
+def test_a_tensor_that_is_missing_is_refused(copy):
+    weights_changed(copy, lambda tensors: tensors.pop("calibration"))
+    refused(copy, "do not fit")
+
+
+def test_weights_that_are_not_finite_are_refused(copy):
+    def poison(tensors):
+        name = next(name for name in tensors if name.startswith("student.") and name.endswith("weight"))
+        tensors[name].view(-1)[0] = float("nan")
+
+    weights_changed(copy, poison)
+    refused(copy, "not finite")
+
+
+def test_a_header_that_claims_huge_tensors_allocates_nothing(copy):
+    header = json.dumps({"teacher.conv1.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
+    (copy / "detector.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
+    sheet_changed(copy, lambda sheet: None)
+    refused(copy, "cannot be read")
+    (copy / "detector.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    sheet_changed(copy, lambda sheet: None)
+    refused(copy, "cannot be read")
+
+
+def test_a_file_above_the_bound_is_not_read(copy, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", 100)
+    refused(copy, "more than 100")
+
+
+def test_the_shipped_detector_is_the_default(saved_detector, monkeypatch, tmp_path):
+    monkeypatch.setattr("lib.detector.SHIPPED", saved_detector)
+    assert len(Detector.load().calibration) == 24
+    monkeypatch.setattr("lib.detector.SHIPPED", tmp_path / "none")
+    with pytest.raises(DetectorError, match="missing"):
+        Detector.load()

@@ -1,0 +1,147 @@
+"""Random damage: the audio reader and the detector loader refuse with their own error, or give something sound.
+
+FUZZ_EXAMPLES sets the number of examples of each test (`make fuzz` takes many more than the default).
+"""
+
+import io
+import json
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib.audio import AudioError, iter_audio, read_audio
+from lib.detector import Detector, DetectorError
+from lib.paths import file_digest
+from lib.recordings import judged
+from lib.settings import SettingsError, load_settings
+from lib.verdicts import UNKNOWN
+
+fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None, derandomize="FUZZ_EXAMPLES" not in os.environ,
+                  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+damage = st.lists(st.one_of(
+    st.tuples(st.just("set"), st.floats(0, 1), st.integers(0, 255)),
+    st.tuples(st.just("header"), st.integers(0, 80), st.integers(0, 255)),
+    st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
+    st.tuples(st.just("insert"), st.floats(0, 1), st.integers(1, 64)),
+), min_size=1, max_size=4)
+
+
+def damaged(content, changes):
+    """`content` after byte changes: anywhere, near the beginning, cut short, or with bytes put in."""
+    content = bytearray(content)
+    for kind, place, value in changes:
+        at = place if kind == "header" else int(place * len(content))
+        if kind == "cut":
+            del content[at:]
+        elif kind == "insert":
+            content[at:at] = bytes(range(value))
+        elif at < len(content):
+            content[at] = value
+    return bytes(content)
+
+
+@pytest.fixture(scope="module")
+def sounds(voice):
+    made = {}
+    for form, subtype in (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")):
+        soundfile.write(buffer := io.BytesIO(), voice(0.6, 1), 16_000, format=form, subtype=subtype)
+        made[f"{form} {subtype}"] = buffer.getvalue()
+    return made
+
+
+def read_or_refused(path):
+    try:
+        audio, report = read_audio(path)
+    except AudioError as error:
+        assert len(str(error)) > 20
+        return
+    assert audio.ndim == 1 and audio.dtype == np.float32 and np.isfinite(audio).all() and len(audio) >= 0.29 * 16_000
+    assert np.isfinite([report.seconds, report.peak, report.effective_bandwidth_hz, report.silence_ratio]).all()
+    assert np.array_equal(np.concatenate([block for _, block in iter_audio(path, block_seconds=0.25)]), audio)
+
+
+@fuzzed
+@given(st.sampled_from(["WAV PCM_16", "WAV FLOAT", "FLAC PCM_16", "OGG VORBIS"]), damage)
+def test_damaged_recordings(sounds, tmp_path, name, changes):
+    (tmp_path / "clip.wav").write_bytes(damaged(sounds[name], changes))
+    read_or_refused(tmp_path / "clip.wav")
+
+
+@fuzzed
+@given(st.binary(max_size=300), st.sampled_from([b"", b"RIFF\x00\x01\x00\x00WAVEfmt ", b"fLaC\x00", b"OggS\x00\x02", b"ID3\x03"]))
+def test_random_bytes(tmp_path, content, magic):
+    (tmp_path / "clip.wav").write_bytes(magic + content)
+    read_or_refused(tmp_path / "clip.wav")
+
+
+@fuzzed
+@given(st.floats(allow_nan=True, width=32), st.integers(0, 9_599), st.sampled_from([8_000, 11_025, 16_000, 48_000]), st.integers(1, 3))
+def test_odd_samples_rates_and_channels(voice, tmp_path, value, at, rate_hz, channels):
+    audio = np.stack([voice(0.6, 1)] * channels, 1)
+    audio[at] = value
+    soundfile.write(tmp_path / "clip.wav", audio, rate_hz, "FLOAT")
+    read_or_refused(tmp_path / "clip.wav") if rate_hz < 16_000 or np.isfinite(value) else None
+    with pytest.raises(AudioError) if not np.abs(value) <= 1_000 else warnings.catch_warnings():
+        read_audio(tmp_path / "clip.wav", min_seconds=0.1)
+
+
+@fuzzed
+@given(damage)
+def test_judging_never_raises_for_what_is_in_the_file(tiny_detector, sounds, tmp_path, changes):
+    (tmp_path / "clip.wav").write_bytes(damaged(sounds["WAV FLOAT"], changes))
+    one = judged(tiny_detector, tmp_path / "clip.wav")
+    assert one.verdict == UNKNOWN and one.why  # 0.6 s are too short for a verdict, damaged or not
+
+
+def load_or_refused(folder):
+    try:
+        detector = Detector.load(folder)
+    except DetectorError as error:
+        assert str(folder) in str(error)
+        return
+    assert all(np.isfinite(value.numpy()).all() for value in detector.student.state_dict().values())
+
+
+@fuzzed
+@given(damage, st.booleans())
+def test_damaged_weights(saved_detector, tmp_path, changes, hash_agrees):
+    folder = shutil.copytree(saved_detector, tmp_path / "detector", dirs_exist_ok=True)
+    path = folder / "detector.safetensors"
+    path.write_bytes(damaged(path.read_bytes(), changes))
+    if hash_agrees:
+        sheet = json.loads((folder / "detector.json").read_text())
+        (folder / "detector.json").write_text(json.dumps(sheet | {"sha256": file_digest(path)}))
+    load_or_refused(folder)
+
+
+values = st.recursive(st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats(allow_nan=False) | st.text(max_size=9),
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+
+
+@fuzzed
+@given(st.data(), values)
+def test_damaged_sheets(saved_detector, tmp_path, data, value):
+    folder = shutil.copytree(saved_detector, tmp_path / "detector", dirs_exist_ok=True)
+    sheet = json.loads((folder / "detector.json").read_text())
+    place = sheet
+    while isinstance(place, dict):
+        parent, key = place, data.draw(st.sampled_from(sorted(place)))
+        place = parent[key] if data.draw(st.booleans()) else None
+    parent[key] = value
+    (folder / "detector.json").write_text(json.dumps(sheet))
+    load_or_refused(folder)
+
+
+@fuzzed
+@given(st.text(max_size=40))
+def test_any_text_as_options(text):
+    try:
+        load_settings("smoke", 0, text)
+    except SettingsError as error:
+        assert str(error)
