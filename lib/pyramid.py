@@ -171,6 +171,9 @@ class EfficientNetPyramid(nn.Module):
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         else:
             initialise(self.network, seed, "student", "efficientnet")
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 0.1  # the package's 0.01 is made for very long trainings
         # What lies behind the last tap is never used.
         self.network._blocks = self.network._blocks[: self.taps[-1] + 1]
         for name in ("_conv_head", "_bn1", "_fc"):

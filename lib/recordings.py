@@ -132,12 +132,14 @@ def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, al
     import concurrent.futures
     import multiprocessing
 
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (folder, alpha, channel)) as pool:
         try:
             yield from pool.map(_work, paths)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
             raise
 
 

@@ -146,7 +146,9 @@ def write_reports(settings: Settings) -> Path:
     """HTML of every executed notebook and the index; returns the path of the index."""
     executed = [path for path in (REPORTS / "executed" / path.name for path in notebooks()) if path.exists()]
     facts = [html.notebook_facts(path) for path in executed]
-    trail, entries = provenance(settings), []
+    tables = sorted((REPORTS / "tables").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    data = json.loads(tables[-1].read_text())["provenance"]["data"] if tables else "none yet"
+    trail, entries = provenance(settings, data), []
     around = [None, *((f"{path.stem}.html", fact["title"]) for path, fact in zip(executed, facts)), None]
     for number, (path, fact) in enumerate(zip(executed, facts)):
         page = REPORTS / "html" / f"{path.stem}.html"

@@ -96,7 +96,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Run:
-    seeds: int = 3  # repetitions of every training in notebook 33
+    seeds: int = 2  # repetitions of every training in notebook 33
     bootstrap: int = 1000  # resamples of every interval
     threads: int = 2
 

@@ -95,7 +95,7 @@ def test_recalibration_on_own_recordings(saved_detector, tmp_path):
     for number in range(6):
         write_audio(tmp_path / f"{number}.wav", toy_speech(9.0, 40 + number), RATE)
     detector = Detector.load(saved_detector).fit(sorted(tmp_path.glob("*.wav")))
-    assert len(detector.calibration) == 6 and detector.fitted_on["scaling"][0] == "0.wav@0s"
+    assert len(detector.calibration) == 9 and detector.fitted_on["scaling"][0] == "0.wav@0s"
     with pytest.raises(DetectorError, match="at least 8 pieces"):
         detector.fit([tmp_path / "0.wav"])
 
