@@ -368,7 +368,9 @@ class Detector:
         tensors |= {f"student.{name}": value for name, value in self.student.state_dict().items()}
         tensors |= {f"scaling.{name}": value for name, value in self.scaling.tensors().items()}
         for name in ("mean", "deviation", "precision"):
-            tensors[f"typicality.{name}"] = torch.from_numpy(np.asarray(getattr(self.typicality, name), dtype=np.float64))
+            # The precision is most of the file (1008 x 1008): single precision is plenty for it.
+            kind = np.float32 if name == "precision" else np.float64
+            tensors[f"typicality.{name}"] = torch.from_numpy(np.asarray(getattr(self.typicality, name), dtype=kind))
         tensors["calibration"] = torch.from_numpy(np.asarray(self.calibration, dtype=np.float64))
         with atomic(folder / "detector.safetensors") as temporary:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
