@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lib import metrics
+from lib.paths import write_text
 
 FORMS = {"asvspoof2019": 4, "asvspoof2021": 2, "asvspoof5": 2}  # name -> columns
 SCORE_HEADER, KEY_HEADER = ["filename", "cm-score"], ["filename", "cm-label"]
@@ -122,24 +123,6 @@ def read_scores(path: str | os.PathLike, form: str | None = None) -> pd.DataFram
     return table
 
 
-def _write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Leave either the old file or the whole new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    with suppress(OSError):  # some systems cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
 def _checked(path: Path, table: pd.DataFrame, needed: list[str], spaces: bool) -> pd.DataFrame:
     """The needed columns, ids as text fit for the file, labels of the two spellings, finite scores."""
     if not set(needed) <= set(table) or not len(table):
@@ -176,7 +159,7 @@ def write_scores(path: str | os.PathLike, table: pd.DataFrame, form: str = "asvs
         table = _checked(path, table, ["clip_id", "score"], spaces=form == "asvspoof5")
         lines = [tab.join(SCORE_HEADER)] if form == "asvspoof5" else []
         lines += [f"{name}{tab}{score!r}" for name, score in table.itertuples(index=False, name=None)]
-    _write_atomically(path, lines)
+    write_text(path, "".join(f"{line}\n" for line in lines))
     return path
 
 
@@ -185,7 +168,8 @@ def write_key(path: str | os.PathLike, table: pd.DataFrame) -> Path:
     path = Path(path)
     table = _checked(path, table, ["clip_id", "label"], spaces=True)
     pairs = table.itertuples(index=False, name=None)
-    _write_atomically(path, ["\t".join(KEY_HEADER), *(f"{name}\t{label}" for name, label in pairs)])
+    rows = ["\t".join(KEY_HEADER), *(f"{name}\t{label}" for name, label in pairs)]
+    write_text(path, "".join(f"{row}\n" for row in rows))
     return path
 
 
