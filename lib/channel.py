@@ -4,7 +4,7 @@ telling recording chains apart (band edge, level, noise floor, leading silence).
 from __future__ import annotations
 
 import functools
-import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
@@ -65,36 +65,82 @@ def active_frames(audio: np.ndarray, pause_db: float) -> np.ndarray:
     return levels > np.quantile(levels, 0.99) - pause_db
 
 
-def apply_channel(audio: np.ndarray, settings: Channel, noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Passage:
+    """One recording on its way through the shared channel."""
+
+    audio: np.ndarray  # (samples,) float32: what the networks hear
+    active: np.ndarray  # (frame,) bool: which 20 ms frames of it hold speech
+    band: np.ndarray  # (samples,) the same stretch of the recording between the band edges, at its own level
+    start: int  # first sample of the recording that is kept
+
+
+def pass_channel(audio: np.ndarray, settings: Channel, noise: bool = True) -> Passage:
     """Send `audio` (samples,) at 16 kHz through the shared channel.
 
     Band limit, trimming of leading and trailing pauses, an all-pass, a limiter and another all-pass (so that peaks that a
-    studio limited are no sign of anything), level of the active speech, white noise. The noise is drawn
-    from a hash of the samples, so the same recording always gets the same noise and no label can steer it. Training
-    leaves it out (`noise=False`) and draws fresh noise (`channel_noise`) for every crop.
-
-    Returns the audio (samples,) float32 and the activity of its 20 ms frames (frames,) bool; pauses inside are kept,
-    filled with the noise floor, and left out of every score by that mask.
+    studio limited are no sign of anything), level of the active speech, white noise. Neither a gain nor a DC offset changes
+    what comes out, up to rounding. Training leaves the noise out (`noise=False`) and draws fresh noise (`channel_noise`) for
+    every crop. Pauses inside are kept, filled with the noise floor, and left out of every score by the activity.
     Raises ValueError where no frame is active.
     """
     audio = np.asarray(audio, dtype=np.float32)
     if not settings.enabled:
-        return audio, active_frames(audio, settings.pause_db)
-    start, stop = speech_bounds(audio, settings)
-    filtered = scipy.signal.oaconvolve(audio, band_filter(settings.low_hz, settings.high_hz), mode="same")[start:stop]
+        return Passage(audio, active_frames(audio, settings.pause_db), audio, 0)
+    whole, peak = _band_limited(audio, settings)
+    start, stop = _trimmed(whole, settings)
+    filtered = band = whole[start:stop]
     active = active_frames(filtered, settings.pause_db)
     if settings.crest_db:
         filtered = limited(dispersed(filtered, settings.dispersion_s[0]), active, settings.crest_db)
     filtered = dispersed(filtered, settings.dispersion_s[1])
     mask = np.repeat(active, FRAME)[: len(filtered)]
     power = float(np.mean(filtered[mask].astype(np.float64) ** 2)) if mask.any() else 0.0
-    if power < 1e-12:
+    if power * peak**2 < 1e-12:
         raise ValueError("no speech: the recording is silent between the channel's band edges")
     levelled = filtered * (10 ** (settings.level_db / 20) / np.sqrt(power))
     if noise:
-        seed = int.from_bytes(hashlib.sha256(audio.tobytes()).digest()[:8], "little")
-        levelled = levelled + channel_noise(levelled.shape, settings, np.random.default_rng(seed))
-    return levelled.astype(np.float32), active
+        levelled = levelled + channel_noise(levelled.shape, settings, np.random.default_rng(_noise_seed(band)))
+    return Passage(levelled.astype(np.float32), active, band * peak, start)
+
+
+def apply_channel(audio: np.ndarray, settings: Channel, noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """What `pass_channel` makes of `audio` (samples,): samples (samples,) float32 and activity of 20 ms frames (frames,) bool."""
+    passage = pass_channel(audio, settings, noise)
+    return passage.audio, passage.active
+
+
+def speech_bounds(audio: np.ndarray, settings: Channel) -> tuple[int, int]:
+    """First and past-the-last sample that the channel keeps: the frames between the first and last active one."""
+    return _trimmed(_band_limited(audio, settings)[0], settings) if settings.enabled else (0, len(audio))
+
+
+def _band_limited(audio: np.ndarray, settings: Channel) -> tuple[np.ndarray, float]:
+    """`audio` (samples,) between the band edges, at a peak of 1 before the filter, and its own peak.
+
+    The offset goes first: at its ends, where the filter sees zeros beyond, it would leave two clicks.
+    """
+    centred = np.asarray(audio, dtype=np.float64) - np.mean(audio, dtype=np.float64)
+    peak = float(np.abs(centred).max())
+    filtered = scipy.signal.oaconvolve(centred / max(peak, 1e-12), band_filter(settings.low_hz, settings.high_hz), mode="same")
+    return filtered, peak
+
+
+def _trimmed(filtered: np.ndarray, settings: Channel) -> tuple[int, int]:
+    index = np.flatnonzero(active_frames(filtered, settings.pause_db))
+    if not len(index):
+        return 0, len(filtered)
+    return int(index[0]) * FRAME, min(len(filtered), (int(index[-1]) + 1) * FRAME)
+
+
+def _noise_seed(band: np.ndarray) -> list[int]:
+    """Seed of a recording's noise: how many frames it has and which is the loudest.
+
+    The same recording always gets the same noise, no label can steer it, and a gain, an offset or another bit depth, which
+    change every sample, do not change it.
+    """
+    levels = frame_levels(band)
+    return [len(levels), int(levels.argmax())]
 
 
 def channel_noise(shape: tuple[int, ...], settings: Channel, random: np.random.Generator) -> np.ndarray:
@@ -102,12 +148,3 @@ def channel_noise(shape: tuple[int, ...], settings: Channel, random: np.random.G
     if not settings.enabled:
         return np.zeros(shape, dtype=np.float32)
     return random.standard_normal(shape).astype(np.float32) * np.float32(10 ** ((settings.level_db - settings.snr_db) / 20))
-
-
-def speech_bounds(audio: np.ndarray, settings: Channel) -> tuple[int, int]:
-    """First and past-the-last sample that the channel keeps: the frames between the first and last active one."""
-    filtered = scipy.signal.oaconvolve(audio, band_filter(settings.low_hz, settings.high_hz), mode="same")
-    index = np.flatnonzero(active_frames(filtered, settings.pause_db))
-    if not settings.enabled or not len(index):
-        return 0, len(audio)
-    return int(index[0]) * FRAME, min(len(audio), (int(index[-1]) + 1) * FRAME)

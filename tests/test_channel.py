@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.channel import FRAME, active_frames, apply_channel, dispersed, dispersion_filter, limited
+from lib.channel import FRAME, active_frames, apply_channel, dispersed, dispersion_filter, limited, pass_channel, speech_bounds
 from lib.settings import RATE_HZ, Channel
 
 CHANNEL = Channel()
@@ -23,9 +23,32 @@ def test_level_and_noise_floor_are_the_settings():
     assert 10 * np.log10(np.mean((audio - quiet) ** 2)) == pytest.approx(CHANNEL.level_db - CHANNEL.snr_db, abs=0.2)
 
 
-def test_gain_changes_nothing_but_the_noise():
-    one, two = (apply_channel(burst(gain=gain), CHANNEL, noise=False)[0] for gain in (0.01, 0.2))
-    assert np.allclose(one, two, atol=1e-4)
+def with_ends(audio):
+    """Speech that stops before the file does, so that an offset has ends to click at."""
+    return np.concatenate([np.zeros(4000), audio, np.zeros(4000)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("gain, offset", [(0.01, 0), (9, 0), (1, 0.05), (0.5, -0.2)])
+def test_gain_and_offset_change_nothing(gain, offset):
+    audio = with_ends(burst())
+    one, two = (pass_channel(given, CHANNEL) for given in (audio, audio * np.float32(gain) + np.float32(offset)))
+    assert one.start == two.start and np.array_equal(one.active, two.active)
+    assert np.allclose(one.audio, two.audio, atol=2e-5)  # the noise is a hundred times that
+
+
+def test_another_bit_depth_keeps_the_noise():
+    audio = burst()
+    rough = (np.rint(audio * 4096) / 4096).astype(np.float32)
+    one, two = (apply_channel(given, CHANNEL)[0] - apply_channel(given, CHANNEL, noise=False)[0] for given in (audio, rough))
+    assert np.allclose(one, two, atol=1e-6) and one.std() > 1e-3
+
+
+def test_the_passage_keeps_the_recordings_own_level():
+    audio = with_ends(burst())
+    passage = pass_channel(0.1 * audio, CHANNEL)
+    assert (passage.start, passage.start + len(passage.band)) == speech_bounds(audio, CHANNEL)
+    assert np.allclose(10 * passage.band, pass_channel(audio, CHANNEL).band, atol=1e-6)
+    assert 0.5 < passage.band.std() / (0.1 * burst()).std() < 1
 
 
 def test_leading_silence_is_trimmed():
@@ -38,8 +61,9 @@ def test_band_limit():
     assert 10 * np.log10(spectrum[hertz > 6300].mean() / spectrum[(hertz > 500) & (hertz < 5500)].mean()) < -30
 
 
-def test_same_recording_gets_the_same_noise():
-    assert np.array_equal(apply_channel(burst(), CHANNEL)[0], apply_channel(burst(), CHANNEL)[0])
+def test_same_recording_gets_the_same_noise_and_another_another():
+    noise = [apply_channel(burst(seed=seed), CHANNEL)[0] - apply_channel(burst(seed=seed), CHANNEL, noise=False)[0] for seed in (0, 0, 1)]
+    assert np.array_equal(noise[0], noise[1]) and not np.array_equal(noise[0], noise[2])
 
 
 def test_silence_is_refused():
