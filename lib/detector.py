@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lib.channel import FRAME, apply_channel, speech_bounds
+from lib.channel import FRAME, apply_channel, pass_channel
 from lib.discrepancy import LOCAL_HZ, LOCAL_S, SCALINGS, Scaling, residual
 from lib.paths import atomic, file_digest, write_json
 from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
@@ -317,11 +317,10 @@ class Detector:
             import soxr
 
             audio = soxr.resample(audio, rate_hz, RATE_HZ, quality="HQ")
-        start = speech_bounds(audio, self.settings.channel)[0] / RATE_HZ if len(audio) else 0.0
         if len(audio) < 0.3 * RATE_HZ:
             raise ValueError(f"too short: expected at least 0.3 s, found {len(audio) / RATE_HZ:.2f} s")
-        prepared, active = apply_channel(audio, self.settings.channel)
-        return prepared, active, start
+        passage = pass_channel(audio, self.settings.channel)
+        return passage.audio, passage.active, passage.start / RATE_HZ
 
     def score(self, audio: np.ndarray, rate_hz: int) -> float:
         """Anomaly of a recording (samples,), up = fake. Raises ValueError for bad samples, DetectorError if not fitted."""

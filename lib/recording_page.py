@@ -18,7 +18,7 @@ import torch
 
 from lib import html
 from lib.audio import read_audio
-from lib.channel import apply_channel, speech_bounds
+from lib.channel import pass_channel
 from lib.detector import Detector
 from lib.recording_figures import Stretch, decibels, histogram, maps, timeline
 from lib.recordings import judged
@@ -68,8 +68,9 @@ def explained(detector: Detector, audio: np.ndarray, audio_s: float, prepared: n
 
 def heard(detector: Detector, path: Path | str, channel: int | None = None) -> Stretch:
     """A whole recording with its map and spectrogram; for recordings of up to about a minute."""
-    audio, settings = read_audio(path, RATE_HZ, channel=channel)[0], detector.settings.channel
-    return explained(detector, audio, 0.0, *apply_channel(audio, settings), speech_bounds(audio, settings)[0] / RATE_HZ)
+    audio = read_audio(path, RATE_HZ, channel=channel)[0]
+    passage = pass_channel(audio, detector.settings.channel)
+    return explained(detector, audio, 0.0, passage.audio, passage.active, passage.start / RATE_HZ)
 
 
 def write_report(detector: Detector, path: Path | str, target: Path | str, limits: Limits | None = None, alpha: float = 0.05,

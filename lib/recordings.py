@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.signal
 
 from lib.audio import AudioError, iter_audio, read_audio
-from lib.channel import FRAME, apply_channel, band_filter, frame_levels, speech_bounds
+from lib.channel import FRAME, frame_levels, pass_channel
 from lib.detector import SHIPPED, Detector, DetectorError
 from lib.paths import file_digest, write_json
 from lib.settings import RATE_HZ
@@ -101,24 +100,22 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
 
 def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, np.ndarray, np.ndarray, float] | None:
     """One piece scored, and what the detector heard; None where it holds too little speech."""
-    channel = detector.settings.channel
     try:
-        prepared, active = apply_channel(audio, channel)
+        passage = pass_channel(audio, detector.settings.channel)
     except ValueError:  # silent between the band edges
         return None
+    band, active = passage.band, passage.active
     if active.sum() * FRAME < LEAST_SPEECH_S * RATE_HZ:
         return None
-    anomaly = detector.score_prepared(prepared, active)
+    anomaly = detector.score_prepared(passage.audio, active)
     # Peaks and pauses of the recording itself, before the channel levels them.
-    first, last = speech_bounds(audio, channel)
-    band = scipy.signal.oaconvolve(audio, band_filter(channel.low_hz, channel.high_hz), mode="same")[first:last]
     mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
     levels = frame_levels(band)
     loud, quiet = np.quantile(levels, 0.95), np.quantile(levels, 0.1)
     crest_db = float(20 * np.log10(np.abs(band).max() + 1e-12) - 10 * np.log10(mean_square))
     part = Part(start, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
                 detector.p_value(anomaly), crest_db, float(loud - quiet))
-    return part, prepared, active, start + first / RATE_HZ
+    return part, passage.audio, active, start + passage.start / RATE_HZ
 
 
 def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, alpha: float = 0.05,

@@ -162,7 +162,9 @@ def test_loudness_rate_and_channels_do_not_move_the_verdict(tiny_detector, save,
     audio = voice(4.0, 60)
     reference = judged(tiny_detector, save(audio, subtype="FLOAT"))
     assert judged(tiny_detector, save(np.stack([audio, audio], 1), subtype="FLOAT")).anomaly == reference.anomaly
-    assert judged(tiny_detector, save(0.1 * audio, subtype="FLOAT")).verdict == reference.verdict
+    for gain, offset in ((0.1, 0), (1, 0.03)):
+        other = judged(tiny_detector, save((gain * audio + offset).astype(np.float32), subtype="FLOAT"))
+        assert other.verdict == reference.verdict and other.anomaly == pytest.approx(reference.anomaly, rel=1e-3)
     assert judged(tiny_detector, save(np.repeat(audio, 3), rate_hz=48_000)).verdict == reference.verdict
 
 
