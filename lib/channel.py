@@ -34,7 +34,7 @@ def dispersion_filter(spread_s: float) -> np.ndarray:
 
 def dispersed(audio: np.ndarray, spread_s: float) -> np.ndarray:
     """`audio` (samples,) through the all-pass filter, same length, delayed by up to `spread_s`."""
-    return scipy.signal.oaconvolve(audio, dispersion_filter(spread_s))[: len(audio)] if spread_s else audio
+    return scipy.signal.oaconvolve(audio, dispersion_filter(spread_s).astype(audio.dtype))[: len(audio)] if spread_s else audio
 
 
 def limited(audio: np.ndarray, active: np.ndarray, crest_db: float) -> np.ndarray:
@@ -43,7 +43,7 @@ def limited(audio: np.ndarray, active: np.ndarray, crest_db: float) -> np.ndarra
     Recordings whose peaks a studio limited are told from any copy of them by their peaks alone; after this, all are
     limited, and harder than the studio did. Three passes, since limiting lowers the level that it refers to.
     """
-    window = np.hanning(67)[1:-1]
+    window = np.hanning(67)[1:-1].astype(audio.dtype)
     for _ in range(3):
         mask = np.repeat(active, FRAME)[: len(audio)]
         level = np.sqrt(np.mean(audio[mask] ** 2)) if mask.any() else 0.0
@@ -122,8 +122,8 @@ def _band_limited(audio: np.ndarray, settings: Channel) -> tuple[np.ndarray, flo
     """
     centred = np.asarray(audio, dtype=np.float64) - np.mean(audio, dtype=np.float64)
     peak = float(np.abs(centred).max())
-    filtered = scipy.signal.oaconvolve(centred / max(peak, 1e-12), band_filter(settings.low_hz, settings.high_hz), mode="same")
-    return filtered, peak
+    levelled = (centred / max(peak, 1e-12)).astype(np.float32)
+    return scipy.signal.oaconvolve(levelled, band_filter(settings.low_hz, settings.high_hz).astype(np.float32), mode="same"), peak
 
 
 def _trimmed(filtered: np.ndarray, settings: Channel) -> tuple[int, int]:

@@ -240,8 +240,10 @@ class Detector:
         # interpolated.
         shape, frames_active = tuple(levels[0][0].shape[-2:]), levels[0][1].numpy()
         found: dict[str, np.ndarray | float] = {}
+        combines = tuple(combines)
         for kind in kinds:
-            maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
+            drawn = combines or kind != "signed"  # the signed profile needs no maps
+            maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)] if drawn else []
             profiled = [parts for parts, _ in levels] if kind == "signed" else maps
             found[f"profile/{kind}"] = self.profile(profiled, [mask for _, mask in levels])
             for combine in combines:
@@ -263,7 +265,8 @@ class Detector:
 
     def _stacked(self, clips: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         scoring = self.settings.scoring
-        rows = [self.statistics(audio, active, (scoring.scaling,), (scoring.combine,)) for audio, active in clips]
+        combines = (scoring.combine,) if scoring.pooling in POOLINGS else ()
+        rows = [self.statistics(audio, active, (scoring.scaling,), combines) for audio, active in clips]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     # --- fitting on bona fide speech ----------------------------------------------------------------------------------
