@@ -235,7 +235,11 @@ class Detector:
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
         """Everything that the ablations compare, of one clip after the channel: `profile/KIND` (levels * bands,) and
         `KIND/COMBINE/POOLING` numbers."""
-        _, levels = self.clip_residuals(audio, active)
+        return self.statistics_of(self.clip_residuals(audio, active)[1], kinds, combines)
+
+    def statistics_of(self, levels: list[tuple[torch.Tensor, torch.Tensor]], kinds: Iterable[str],
+                      combines: Iterable[str]) -> dict[str, np.ndarray | float]:
+        """The same from what `clip_residuals` gave."""
         # Utterance scores are pooled on the grid of the finest level: the image's has 16 times as many places, all of them
         # interpolated.
         shape, frames_active = tuple(levels[0][0].shape[-2:]), levels[0][1].numpy()
@@ -263,10 +267,13 @@ class Detector:
         profiles = statistics[f"profile/{scoring.scaling}"]
         return model.distance(profiles) if scoring.pooling == "profile" else model.two_sided(profiles)
 
-    def _stacked(self, clips: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Kinds and combinations of `statistics` that this detector's own score needs."""
         scoring = self.settings.scoring
-        combines = (scoring.combine,) if scoring.pooling in POOLINGS else ()
-        rows = [self.statistics(audio, active, (scoring.scaling,), combines) for audio, active in clips]
+        return (scoring.scaling,), (scoring.combine,) if scoring.pooling in POOLINGS else ()
+
+    def _stacked(self, clips: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        rows = [self.statistics(audio, active, *self._wanted()) for audio, active in clips]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     # --- fitting on bona fide speech ----------------------------------------------------------------------------------
@@ -332,7 +339,12 @@ class Detector:
 
     def score_prepared(self, audio: np.ndarray, active: np.ndarray) -> float:
         """Anomaly of a clip that went through the shared channel (lib.channel.apply_channel)."""
-        return float(self.anomaly_of(self._stacked([(audio, active)]))[0])
+        return self.score_residuals(self.clip_residuals(audio, active)[1])
+
+    def score_residuals(self, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        """The same from what `clip_residuals` gave."""
+        found = self.statistics_of(levels, *self._wanted())
+        return float(self.anomaly_of({name: np.stack([value]) for name, value in found.items()})[0])
 
     def p_value(self, anomaly: float) -> float:
         """Share of bona fide calibration clips that are at least as anomalous (conformal: (1 + count) / (n + 1))."""

@@ -18,10 +18,10 @@ import torch
 
 from lib import html
 from lib.audio import read_audio
-from lib.channel import pass_channel
+from lib.channel import Passage, pass_channel
 from lib.detector import Detector
 from lib.recording_figures import Stretch, decibels, histogram, maps, timeline
-from lib.recordings import judged
+from lib.recordings import Piece, judged
 from lib.settings import RATE_HZ
 from lib.spectrograms import image
 from lib.verdicts import FAKE, PAUSE_DB, REAL, Limits, Part, Recording
@@ -43,34 +43,33 @@ class Collected:
 
     def __init__(self, detector: Detector) -> None:
         self.detector, self.bands, self.loudest_db = detector, [], -math.inf
-        self.most: tuple[Part, tuple] | None = None
+        self.most: tuple[Part, Piece] | None = None
 
-    def __call__(self, part: Part, audio: np.ndarray, prepared: np.ndarray, active: np.ndarray, begins_s: float) -> None:
-        levels = self.detector.clip_residuals(prepared, active)[1]
-        maps = [self.detector.scaling.apply(index, parts, "signed") for index, (parts, _) in enumerate(levels)]
-        profile = self.detector.profile(maps, [mask for _, mask in levels])
-        self.bands.append((part.start_s, part.seconds, profile.reshape(len(levels), -1).mean(0)))
+    def __call__(self, part: Part, piece: Piece) -> None:
+        maps = [self.detector.scaling.apply(index, parts, "signed") for index, (parts, _) in enumerate(piece.levels)]
+        profile = self.detector.profile(maps, [mask for _, mask in piece.levels])
+        self.bands.append((part.start_s, part.seconds, profile.reshape(len(maps), -1).mean(0)))
         self.loudest_db = max(self.loudest_db, part.level_db)
         if self.most and self.most[0].level_db <= self.loudest_db - PAUSE_DB:
             self.most = None  # it was a pause
         if part.level_db > self.loudest_db - PAUSE_DB and (not self.most or part.anomaly > self.most[0].anomaly):
-            self.most = part, (audio, part.start_s, prepared, active, begins_s)
+            self.most = part, piece
 
 
-def explained(detector: Detector, audio: np.ndarray, audio_s: float, prepared: np.ndarray, active: np.ndarray,
-              begins_s: float) -> Stretch:
-    """The map and spectrogram of samples that went through the shared channel."""
+def explained(detector: Detector, audio: np.ndarray, audio_s: float, passage: Passage) -> Stretch:
+    """The map and spectrogram of samples (as read, from `audio_s` of the recording on) and their passage."""
     settings = detector.settings
     view = dataclasses.replace(settings.view, channels=("level",))
-    level = image(torch.from_numpy(prepared)[None], view, settings.channel)[0, 0].numpy()
-    return Stretch(audio, audio_s, decibels(level, view), detector.explain_prepared(prepared, active, begins_s, "signed"))
+    level = image(torch.from_numpy(passage.audio)[None], view, settings.channel)[0, 0].numpy()
+    begins_s = audio_s + passage.start / RATE_HZ
+    return Stretch(audio, audio_s, decibels(level, view),
+                   detector.explain_prepared(passage.audio, passage.active, begins_s, "signed"))
 
 
 def heard(detector: Detector, path: Path | str, channel: int | None = None) -> Stretch:
     """A whole recording with its map and spectrogram; for recordings of up to about a minute."""
     audio = read_audio(path, RATE_HZ, channel=channel)[0]
-    passage = pass_channel(audio, detector.settings.channel)
-    return explained(detector, audio, 0.0, passage.audio, passage.active, passage.start / RATE_HZ)
+    return explained(detector, audio, 0.0, pass_channel(audio, detector.settings.channel))
 
 
 def write_report(detector: Detector, path: Path | str, target: Path | str, limits: Limits | None = None, alpha: float = 0.05,
@@ -81,7 +80,8 @@ def write_report(detector: Detector, path: Path | str, target: Path | str, limit
     sections, player = [], None
     if recording.parts:
         whole = recording.seconds <= WHOLE_S
-        stretch = heard(detector, path, channel) if whole else explained(detector, *found.most[1])
+        stretch = heard(detector, path, channel) if whole else explained(
+            detector, found.most[1].audio, found.most[1].start_s, found.most[1].passage)
         end_s = stretch.audio_s + len(stretch.audio) / RATE_HZ
         player = _sound(stretch.audio), (f"The recording at {RATE_HZ // 1000} kHz" if whole else
                                          f"The most anomalous piece, {clock(stretch.audio_s)} to {clock(end_s)}")

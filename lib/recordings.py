@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lib.audio import AudioError, iter_audio, read_audio
-from lib.channel import FRAME, frame_levels, pass_channel
+from lib.channel import FRAME, Passage, frame_levels, pass_channel
 from lib.detector import SHIPPED, Detector, DetectorError
 from lib.paths import file_digest, write_json
 from lib.settings import RATE_HZ
@@ -70,9 +71,18 @@ def pieces(path: Path | str, piece_s: float, channel: int | None = None) -> Iter
         waiting = start, audio
 
 
-Visitor = Callable[[Part, np.ndarray, np.ndarray, np.ndarray, float], None]
-"""Called with each scored part, its samples as read, its samples and activity after the shared channel, and the time in the
-recording at which those begin."""
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a recording with what the detector made of it."""
+
+    start_s: float
+    audio: np.ndarray  # (samples,) as read
+    passage: Passage
+    levels: list  # of Detector.clip_residuals
+
+
+Visitor = Callable[[Part, Piece], None]
+"""Called with each scored part and its piece, which is not kept."""
 
 
 def judged(detector: Detector, path: Path | str, limits: Limits | None = None, alpha: float = 0.05,
@@ -92,14 +102,14 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
                 scored = _scored(detector, start, audio)
                 if scored:
                     parts.append(scored[0])
-                    visit(scored[0], audio, *scored[1:])
+                    visit(*scored)
     except AudioError as error:
         return Recording(shown(path), UNKNOWN, shown(str(error).removeprefix(f"{str(path)!r}: ")))
     return verdict_on(shown(path), report, tuple(parts), detector.calibration, limits or Limits(), alpha)
 
 
-def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, np.ndarray, np.ndarray, float] | None:
-    """One piece scored, and what the detector heard; None where it holds too little speech."""
+def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, Piece] | None:
+    """One piece scored; None where it holds too little speech."""
     try:
         passage = pass_channel(audio, detector.settings.channel)
     except ValueError:  # silent between the band edges
@@ -107,15 +117,15 @@ def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, 
     band, active = passage.band, passage.active
     if active.sum() * FRAME < LEAST_SPEECH_S * RATE_HZ:
         return None
-    anomaly = detector.score_prepared(passage.audio, active)
+    piece = Piece(start, audio, passage, detector.clip_residuals(passage.audio, active)[1])
+    anomaly = detector.score_residuals(piece.levels)
     # Peaks and pauses of the recording itself, before the channel levels them.
     mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
     levels = frame_levels(band)
     loud, quiet = np.quantile(levels, 0.95), np.quantile(levels, 0.1)
     crest_db = float(20 * np.log10(np.abs(band).max() + 1e-12) - 10 * np.log10(mean_square))
-    part = Part(start, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
-                detector.p_value(anomaly), crest_db, float(loud - quiet))
-    return part, passage.audio, active, start + passage.start / RATE_HZ
+    return Part(start, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
+                detector.p_value(anomaly), crest_db, float(loud - quiet)), piece
 
 
 def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, alpha: float = 0.05,
