@@ -103,12 +103,15 @@ def _write_csv(path: str, found: list) -> None:
 
 
 def report(given: argparse.Namespace) -> int:
+    from lib.detector import SHIPPED
+    from lib.known import read_known
     from lib.recording_page import write_report
     from lib.recordings import load_detector
     from lib.verdicts import UNKNOWN
 
     detector, limits, names = load_detector(given.detector)
-    one = write_report(detector, given.file, given.html, limits, given.alpha, names | {"alpha": given.alpha}, given.channel)
+    one = write_report(detector, given.file, given.html, limits, given.alpha, names | {"alpha": given.alpha}, given.channel,
+                       read_known(given.detector or SHIPPED))
     print(f"{one.path}: {one.words}\n{given.html} written")
     return 1 if one.verdict == UNKNOWN else 0
 

@@ -9,16 +9,19 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.detector import Explanation
 from lib.exhibits import LEVEL_COLOURS, MAP_COLOURS
+from lib.known import Known
 from lib.settings import RATE_HZ, View
 from lib.verdicts import Recording
 
 MAP_LIMITS, LEVEL_LIMITS = (0.5, 3.0), (-80.0, -20.0)
 EDGE_S = 0.12
 PAUSE_COLOUR, LINE_COLOUR, BAR_COLOUR = "#d9d9d9", "#c1272d", "#8fb3c9"
+REAL_COLOUR, FAKE_COLOUR = "#0a5a86", "#c98a1b"
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,45 @@ def threshold(calibration: np.ndarray, alpha: float) -> float:
     return float(calibration[max(0, len(calibration) - 1 - allowed)])
 
 
+def histogram_edges(calibration: np.ndarray, anomaly: float) -> np.ndarray:
+    """Edges of the bins of `histogram`; the last bin holds everything above it."""
+    highest = max(1.1 * anomaly, 1.2 * float(np.quantile(calibration, 0.98)))
+    return np.linspace(0.95 * min(calibration[0], anomaly), highest, 41)
+
+
 def histogram(calibration: np.ndarray, anomaly: float) -> str:
     """Anomalies of real calibration speech and that of one recording."""
-    highest = max(1.1 * anomaly, 1.2 * float(np.quantile(calibration, 0.98)))
-    edges = np.linspace(0.95 * min(calibration[0], anomaly), highest, 41)
+    edges = histogram_edges(calibration, anomaly)
     figure = Figure((10, 2.6), dpi=110, layout="constrained")
     axis = figure.subplots()
-    axis.hist(np.minimum(calibration, highest), bins=edges, color=BAR_COLOUR, label="real calibration speech")
+    axis.hist(np.minimum(calibration, edges[-1]), bins=edges, color=BAR_COLOUR, label="real calibration speech")
     axis.axvline(anomaly, color=LINE_COLOUR, linewidth=2, label="this recording")
     axis.set(xlabel="anomaly (up = fake)", ylabel="calibration clips")
     axis.legend(loc="upper right")
+    return _png(figure)
+
+
+def draw_known(axis: Axes, known: list[Known]) -> None:
+    """Anomalies of the test clips of known generators: 5 to 95 %, the middle half, the median."""
+    for row, one in enumerate(known):
+        low, lower, middle, upper, high = one.quantiles
+        colour = REAL_COLOUR if one.kind in ("bonafide", "control") else FAKE_COLOUR
+        axis.plot([low, high], [row, row], color=colour, linewidth=1)
+        axis.plot([lower, upper], [row, row], color=colour, linewidth=5, solid_capstyle="butt")
+        axis.plot(middle, row, "o", color="white", markeredgecolor=colour, markersize=5)
+    axis.plot([], [], color=REAL_COLOUR, linewidth=5, label="real speech")
+    axis.plot([], [], color=FAKE_COLOUR, linewidth=5, label="fakes")
+    axis.set_yticks(range(len(known)), [one.name for one in known])
+    axis.set(xlabel="anomaly (up = fake); thin: 5 to 95 %, thick: middle half, ring: median", ylim=(len(known) - 0.4, -0.6))
+
+
+def beside_known(known: list[Known], anomaly: float) -> str:
+    """The anomaly of one recording among those of known generators."""
+    figure = Figure((10, 1.1 + 0.26 * len(known)), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(anomaly, color=LINE_COLOUR, linewidth=2, label="this recording")
+    draw_known(axis, known)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return _png(figure)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from lib import html
 from lib.audio import read_audio
 from lib.channel import Passage, pass_channel
 from lib.detector import Detector
-from lib.recording_figures import Stretch, decibels, histogram, maps, timeline
+from lib.known import KINDS, Known
+from lib.recording_figures import Stretch, beside_known, decibels, histogram, histogram_edges, maps, timeline
 from lib.recordings import Piece, judged
 from lib.settings import RATE_HZ
 from lib.spectrograms import image
@@ -73,8 +75,12 @@ def heard(detector: Detector, path: Path | str, channel: int | None = None) -> S
 
 
 def write_report(detector: Detector, path: Path | str, target: Path | str, limits: Limits | None = None, alpha: float = 0.05,
-                 names: dict[str, object] | None = None, channel: int | None = None) -> Recording:
-    """Judge the recording at `path` and write its page, which needs no network; returns what was found."""
+                 names: dict[str, object] | None = None, channel: int | None = None,
+                 known: Iterable[Known] = ()) -> Recording:
+    """Judge the recording at `path` and write its page, which needs no network; returns what was found.
+
+    `known` are the anomalies of known generators (lib.known) under the same detector.
+    """
     found = Collected(detector)
     recording = judged(detector, path, limits, alpha, found, channel)
     sections, player = [], None
@@ -85,7 +91,7 @@ def write_report(detector: Detector, path: Path | str, target: Path | str, limit
         end_s = stretch.audio_s + len(stretch.audio) / RATE_HZ
         player = _sound(stretch.audio), (f"The recording at {RATE_HZ // 1000} kHz" if whole else
                                          f"The most anomalous piece, {clock(stretch.audio_s)} to {clock(end_s)}")
-        sections = _sections(detector, recording, stretch, [] if whole else found.bands, alpha)
+        sections = _sections(detector, recording, stretch, [] if whole else found.bands, alpha, list(known))
     unit = {"seconds": "s", "speech_s": "s", "bandwidth_hz": "Hz", "crest_db": "dB", "range_db": "dB"}
     label = {"seconds": "length", "speech_s": "active speech", "bandwidth_hz": "effective bandwidth",
              "crest_db": "peak above mean level", "range_db": "loud above quiet frames", "anomaly": "anomaly (up = fake)",
@@ -117,24 +123,70 @@ def _meaning(recording: Recording, count: int) -> str:
                 recording.verdict, f"For what it is worth: about {compared}.")
 
 
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: a figure with its alt text, and what it draws as a table under a fold."""
+
+    heading: str
+    paragraphs: list[str]
+    image: str  # a data address
+    alt: str
+    columns: tuple[str, ...]
+    rows: list[tuple]
+
+
 def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands: list[tuple[float, float, np.ndarray]],
-              alpha: float) -> list[tuple[str, list[str], str, str]]:
-    """Heading, paragraphs, image and alt text of each section; `bands` is empty where no timeline is wanted."""
+              alpha: float, known: list[Known]) -> list[Section]:
+    """The sections of the page; `bands` is empty where no timeline is wanted."""
     calibration, sections, heading = detector.calibration, [], "What the detector hears"
+    rows_khz = stretch.explanation.row_hz[[0, -1]] / 1000
+    edges_khz = np.linspace(*rows_khz, BANDS + 1)
+    names = tuple(f"{low:.1f} to {high:.1f} kHz" for low, high in zip(edges_khz, edges_khz[1:]))
     if bands:
         heading = f"The most anomalous piece, from {clock(stretch.start_s)}"
         text = (f"Each piece of {detector.settings.data.max_s:g} s by itself; above the dashed line it is anomalous at alpha "
                 f"{alpha:g}. Grey: pauses, not scored.")
-        edges_hz = tuple(stretch.explanation.row_hz[[0, -1]])
-        sections.append(("The whole recording", [text], timeline(recording, bands, calibration, alpha, edges_hz),
-                         "Anomaly, and mean of the anomaly map in six frequency bands, over the time of the recording."))
-    sections.append((heading, where(stretch), maps(stretch),
-                     "Spectrogram above, anomaly map below, over time, on fixed colour scales."))
-    sections.append((
+        means = {round(start, 3): values for start, _, values in bands}
+        sections.append(Section(
+            "The whole recording", [text], timeline(recording, bands, calibration, alpha, tuple(1000 * rows_khz)),
+            "Anomaly, and mean of the anomaly map in six frequency bands, over the time of the recording.",
+            ("from (s)", "anomaly", "p-value", *names),
+            [(f"{part.start_s:.1f}", f"{part.anomaly:.2f}", f"{part.p_value:.3f}",
+              *(f"{value:.2f}" for value in means[round(part.start_s, 3)])) for part in recording.parts]))
+    sections.append(Section(
+        heading, where(stretch), maps(stretch), "Spectrogram above, anomaly map below, over time, on fixed colour scales.",
+        ("from (s)", *names), _map_rows(stretch)))
+    edges = histogram_edges(calibration, recording.anomaly)
+    counts = np.histogram(np.minimum(calibration, edges[-1]), edges)[0]
+    sections.append(Section(
         "Beside real speech", ["The anomaly of this recording among those of the calibration speech. Too odd and too regular "
                                "both count as anomalous."], histogram(calibration, recording.anomaly),
-        f"Histogram of the anomalies of {len(calibration)} real recordings, and a line at {recording.anomaly:.2f}, this one."))
+        f"Histogram of the anomalies of {len(calibration)} real recordings, and a line at {recording.anomaly:.2f}, this one.",
+        ("anomaly from", "to", "calibration clips"),
+        [(f"{low:.2f}", f"{high:.2f}", str(count)) for low, high, count in zip(edges, edges[1:], counts) if count]))
+    if known:
+        sections.append(Section(
+            "Beside known generators", ["The same for test clips of the study: real speech of voices that the detector never "
+                                        "heard, and fakes of generators that it never heard. Where both overlap at the line, the "
+                                        "detector cannot tell such a fake from real speech."],
+            beside_known(known, recording.anomaly),
+            f"Ranges of the anomalies of real speech and of {len(known)} groups of test clips, and a line at this recording.",
+            ("clips of", "kind", "number", "5 %", "median", "95 %", "at least as anomalous as this"),
+            [(one.name, KINDS[one.kind], str(len(one.anomalies)), *(f"{one.quantiles[index]:.2f}" for index in (0, 2, 4)),
+              f"{one.above(recording.anomaly):.0%}") for one in known]))
     return sections
+
+
+def _map_rows(stretch: Stretch) -> list[tuple]:
+    """Means of the map in six bands over every half second that means something."""
+    explanation, step = stretch.explanation, round(0.5 / stretch.explanation.hop_s)
+    rows = []
+    for first in range(0, explanation.map.shape[1], step):
+        mask = stretch.mapped[first : first + step]
+        if mask.any():
+            parts = np.array_split(explanation.map[:, first : first + step][:, mask], BANDS)
+            rows.append((f"{stretch.start_s + first * explanation.hop_s:.1f}", *(f"{part.mean():.2f}" for part in parts)))
+    return rows
 
 
 def where(stretch: Stretch) -> list[str]:

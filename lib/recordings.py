@@ -13,6 +13,7 @@ import numpy as np
 from lib.audio import AudioError, iter_audio, read_audio
 from lib.channel import FRAME, Passage, frame_levels, pass_channel
 from lib.detector import SHIPPED, Detector, DetectorError
+from lib.known import NAME as KNOWN
 from lib.paths import file_digest, write_json
 from lib.settings import RATE_HZ
 from lib.verdicts import LEAST_SPEECH_S, UNKNOWN, Limits, Part, Recording, shown, verdict_on
@@ -187,5 +188,6 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
     lowest = np.quantile(np.array(found), 0.02, axis=0).tolist()
     limits = Limits(*(min(value, limit) for value, limit in zip(lowest, dataclasses.astuple(limits))))
     detector.save(out)
+    (Path(out) / KNOWN).unlink(missing_ok=True)  # calibration moved every anomaly
     write_json(Path(out) / "limits.json", dataclasses.asdict(limits))
     return detector, skipped
