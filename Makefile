@@ -39,4 +39,4 @@ verify: setup ## compare the tables of the last run with reports/reference
 	@$(PY) -m lib verify --preset $(PRESET) $(ARGS)
 
 clean: ## what the study generated; downloads and the virtual environment stay
-	rm -rf runs reports/index.html reports/html reports/executed reports/figures reports/tables data/clips
+	rm -rf runs reports/index.html reports/html reports/executed reports/figures reports/pdf reports/tables data/clips

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes the virtual environment and, where root or sudo allows, installs Debian's synthesisers. Called by the Makefile.
+# Makes the virtual environment and, where root or sudo allows, installs Debian's synthesisers, ffmpeg, and Chromium (340 MB; it
+# prints reports as PDF, and the tests load every page in it). Called by the Makefile.
 set -eu
 say() { printf '%s\n' "setup: $*"; }
 
@@ -8,7 +9,7 @@ if [ "$(id -u)" != 0 ]; then
   if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as_root="sudo"; else as_root="no"; fi
 fi
 
-packages="ffmpeg festival festvox-ru festvox-us-slt-hts festvox-kallpc16k flite espeak-ng"
+packages="ffmpeg festival festvox-ru festvox-us-slt-hts festvox-kallpc16k flite espeak-ng chromium"
 if command -v apt-get >/dev/null 2>&1; then
   wanted=""
   for package in python3-venv $packages; do
@@ -27,7 +28,7 @@ if command -v apt-get >/dev/null 2>&1; then
       say "installing$wanted"
       DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -q --no-install-recommends $wanted >"${TMPDIR:-/tmp}/setup-apt.log" 2>&1 ||
         { $as_root apt-get update -q >/dev/null 2>&1 && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -q --no-install-recommends $wanted >"${TMPDIR:-/tmp}/setup-apt.log" 2>&1; } ||
-        say "some Debian packages could not be installed (see ${TMPDIR:-/tmp}/setup-apt.log); the study goes on without their voices"
+        say "some Debian packages could not be installed (see ${TMPDIR:-/tmp}/setup-apt.log); the study goes on without them"
     fi
   fi
 else

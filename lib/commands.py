@@ -53,6 +53,25 @@ def verify(given: argparse.Namespace) -> int:
     return 1 if counts["red"] else 0
 
 
+def pdf(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from lib.browser import Browser
+    from lib.paths import REPORTS
+
+    pages = [Path(name) for name in given.pages] or [REPORTS / "index.html", *sorted((REPORTS / "html").glob("*.html"))]
+    folder = Path(given.out) if given.out else None
+    if len({page.stem for page in pages}) < len(pages) and folder:
+        raise UsageError(f"two pages of one name cannot both go to {folder}")
+    with Browser() as browser:
+        for page in pages:
+            target = (folder or (REPORTS / "pdf" if not given.pages else page.parent)) / f"{page.stem}.pdf"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            browser.pdf(page, target)
+            print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", flush=True)
+    return 0
+
+
 # --- your own recordings ----------------------------------------------------------------------------------------------------
 
 

@@ -49,15 +49,17 @@ def export_notebook(executed, html, *, title=None, provenance=None, previous=Non
 
     `title` defaults to the first heading; `provenance` maps names to values (settings hash, seed, ...) for
     the footer; `previous` and `next` are `(address, title)`, `index` is an address. Code is folded, except
-    in cells tagged `parameters` or `injected-parameters`; cells tagged `remove-cell` and all stderr output
-    are left out.
+    in cells tagged `parameters` or `injected-parameters`, and so are printed logs of more than 12 lines; cells tagged
+    `remove-cell` and all stderr output are left out.
     Raises ValueError if the page would load something remote.
     """
     notebook = nbformat.read(executed, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "remove-cell" not in cell.metadata.get("tags", [])]
     notebook.metadata.pop("widgets", None)
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        _prepare(output)
+    for cell in (cell for cell in notebook.cells if "outputs" in cell):
+        cell.outputs = _merged(cell.outputs)
+        for output in cell.outputs:
+            _prepare(output)
     exporter = _Exporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=True,
                          exclude_input_prompt=True, exclude_output_prompt=True, log=_LOG)
     for name in ("require_js_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url",
@@ -193,6 +195,24 @@ def _mathml(tex, display):
     single = "".join(f"(?<!<{name}>)" for name in ("msub", "msup", "msubsup", "munder", "mover", "mfrac", "mroot"))
     math = re.sub(rf"{single}(<mi>(?:cos|sin|tan|log|ln|exp)</mi>)(?=<m(?!o))", r'\1<mspace width="0.17em"/>', math)
     return math.replace("<math ", f'<math alttext="{escape(tex.strip())}" ', 1)
+
+
+def _merged(outputs):
+    """Outputs without standard error, lines printed one after the other (such as progress) as one output; a line that was
+    rewritten in place is shown as it was at last."""
+    merged = []
+    for output in outputs:
+        if output.output_type != "stream":
+            merged.append(output)
+        elif output.name == "stdout":
+            if merged and merged[-1].output_type == "stream":
+                merged[-1].text += output.text
+            else:
+                merged.append(output.copy())
+    for output in merged:
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return merged
 
 
 def _prepare(output):

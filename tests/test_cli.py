@@ -41,7 +41,7 @@ def test_help_needs_no_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["study", "verify", "score", "report", "calibrate", "evaluate", "data", "bench"])
+@pytest.mark.parametrize("name", ["study", "verify", "pdf", "score", "report", "calibrate", "evaluate", "data", "bench"])
 def test_every_command_has_help(capsys, name):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
@@ -235,3 +235,12 @@ def test_a_closed_pipe_is_no_traceback(scores):
     command = f"{sys.executable} -m lib evaluate {scores} | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1"))
     assert "Traceback" not in done.stderr
+
+
+def test_pdf_without_a_browser_says_how_to_get_one(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt-get install --no-install-recommends chromium" in failed(capsys, 1, "pdf", tmp_path / "page.html")
+
+
+def test_two_pages_of_one_name_are_not_printed_over_each_other(capsys, tmp_path):
+    assert "one name" in failed(capsys, 2, "pdf", "a/page.html", "b/page.html", "--out", tmp_path)

@@ -134,6 +134,17 @@ def test_outputs(page):
     assert page.select_one(".celltag_finding .outputs").get_text().strip().startswith("The map finds 61 %")
 
 
+def test_printed_lines_are_one_output_and_long_logs_are_folded(tmp_path):
+    line = lambda text, name="stdout": new_output("stream", name=name, text=text)  # noqa: E731
+    short = [line("epoch 1\n"), line("noise", "stderr"), line("10 %\r"), line("90 %\rdone\n"), shown(text_plain="table"), line("after\n")]
+    long = [line(f"step {number}\n") for number in range(30)]
+    executed = save(tmp_path, [new_markdown_cell("# T"), code("a", *short), code("b", *long)])
+    page = BeautifulSoup(export_notebook(executed, tmp_path / "a.html").read_text(encoding="utf-8"), "html.parser")
+    assert [one.get_text() for one in page.select("pre.stream")][:2] == ["epoch 1\ndone\n", "after\n"]
+    folded = page.select("details.log")
+    assert len(folded) == 1 and "30 lines" in folded[0].summary.get_text() and folded[0].pre.get_text().count("step") == 30
+
+
 def test_every_image_has_alt_text(page):
     images = page.find_all("img")
     assert [image["alt"] for image in images] == ['Map of "x" <1>', "Second map", "Figure: The gallery", "A line"]
