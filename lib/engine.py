@@ -24,6 +24,20 @@ class EngineError(RuntimeError):
     """A device or a number of processes cannot be used; the message says what is there."""
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(context, gradient.contiguous())
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the rows of all processes. torch's own SyncBatchNorm refuses CPU tensors, so it could not be tested
     without GPUs; this one is the same code on either."""
@@ -31,13 +45,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         count = torch.distributed.get_world_size() * x.numel() // x.shape[1]
         wide = x.float()
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        mean = _Sum.apply(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
-        variance = all_reduce((centred**2).sum((0, 2, 3))) / count
+        variance = _Sum.apply((centred**2).sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
