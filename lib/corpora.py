@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.paths import PACKAGES
+from lib.paths import PACKAGES, temporary_prefix
 
 
 class CorpusError(RuntimeError):
@@ -144,7 +144,7 @@ def package_root(package: Package) -> Path:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise CorpusError(f"cannot fetch {package.debian}: apt-get or dpkg-deb is missing; {hint}")
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=PACKAGES, prefix=".tmp-") as name:
+    with tempfile.TemporaryDirectory(dir=PACKAGES, prefix=temporary_prefix()) as name:
         folder = Path(name)
         fetched = subprocess.run(["apt-get", "download", "-q", package.debian], cwd=folder, capture_output=True, text=True)
         archives = list(folder.glob("*.deb"))

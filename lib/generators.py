@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.paths import CLIPS, temporary_prefix
 from lib.settings import RATE_HZ
 
 
@@ -161,7 +162,8 @@ def _spoken(command: Callable[[str, str], list[str]], text: str) -> np.ndarray:
     """Run a program that reads the text file and writes the WAV file whose paths `command` is given."""
     import soundfile
 
-    with tempfile.TemporaryDirectory() as folder:
+    CLIPS.mkdir(parents=True, exist_ok=True)  # here, and not in the system's folder, a killed run's leftovers are found again
+    with tempfile.TemporaryDirectory(dir=CLIPS, prefix=temporary_prefix()) as folder:
         source, target = f"{folder}/text.txt", f"{folder}/speech.wav"
         Path(source).write_text(text, encoding="utf-8")
         _program(command(source, target))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +28,56 @@ REPORTS = ROOT / "reports"
 REFERENCE = Path(__file__).resolve().parent.parent / "reports" / "reference"
 
 
+NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:24] or "host"
+BEGAN = time.time()
+DAY_S = 86_400
+
+
+def temporary_prefix() -> str:
+    """How the name of a temporary file or folder begins: it names machine and process, so that what a killed process left
+    can be told from what a live one is writing."""
+    return f".tmp-{NODE}-{os.getpid()}-"
+
+
+def clear_stale(*folders: Path | str) -> int:
+    """Remove the temporary files and folders that killed processes left below `folders`; returns how many.
+
+    What a live process of this machine may be writing stays, and for a day what another machine may be.
+    """
+    count = 0
+    for folder in folders:
+        for place, inner, names in os.walk(folder):
+            for name in [name for name in (*inner, *names) if name.startswith(".tmp-")]:
+                path = Path(place) / name
+                with suppress(OSError):
+                    if _abandoned(name, path.stat().st_mtime):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        count += 1
+            inner[:] = [name for name in inner if not name.startswith(".tmp-")]
+    return count
+
+
+def _abandoned(name: str, written: float) -> bool:
+    made = re.match(r"\.tmp-([A-Za-z0-9]+)-(\d+)-", name)
+    if not made or made[1] != NODE or time.time() - written > DAY_S:
+        return time.time() - written > DAY_S
+    if int(made[2]) == os.getpid():
+        return written < BEGAN - 1  # of an earlier process with this number, as in a restarted container
+    try:
+        os.kill(int(made[2]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+@functools.cache
+def clear_stale_once() -> int:
+    """`clear_stale` of everything that the study generates, at most once a process."""
+    return clear_stale(PACKAGES, CLIPS, RUNS, REPORTS)
+
+
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` only when the block ends without an error.
@@ -33,7 +88,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, because writers such as soundfile choose the format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(), suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

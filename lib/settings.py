@@ -99,6 +99,9 @@ class Run:
     seeds: int = 2  # repetitions of every training in notebook 33
     bootstrap: int = 1000  # resamples of every interval
     threads: int = 2
+    device: str = "auto"  # of training: a GPU where there is one, else the CPU; or cpu, cuda, cuda:1, mps
+    layout: str = "auto"  # of images in memory: channels_last on a GPU, contiguous on a CPU
+    workers: int = 0  # processes that read and crop training clips ahead of the network; worth it with a GPU
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "network.teacher": ("random", "imagenet", "perturbation"),
     "training.optimiser": ("sgd", "adamw"),
     "training.precision": ("fp32", "bf16"),
+    "run.layout": ("auto", "contiguous", "channels_last"),
     "scoring.scaling": ("none", "level", "frequency", "channel", "element", "signed"),
     "scoring.combine": ("sum", "product"),
     "scoring.pooling": ("mean", "max", "top", "quantile", "two_sided", "profile"),

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from torch.nn import functional
 from lib import seeds
 from lib.channel import apply_channel, channel_noise
 from lib.discrepancy import matching_loss
-from lib.paths import DATA, atomic, file_digest, write_json
+from lib.engine import Engine, current
+from lib.paths import DATA, atomic, clear_stale, file_digest, write_json
 from lib.perturbations import KINDS, perturbed, truth_image
 from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
 from lib.settings import RATE_HZ, Channel, Settings
@@ -57,16 +58,23 @@ class ClipReader:
         audio = apply_channel(audio, self.channel, noise=False)[0]
         self._kept[index] = audio
         self._bytes += audio.nbytes
-        while self._bytes > self.limit and len(self._kept) > 1:
+        worker = torch.utils.data.get_worker_info()
+        limit = self.limit / (worker.num_workers if worker else 1)
+        while self._bytes > limit and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return audio
 
-    def crops(self, batch: int, samples: int, random: np.random.Generator) -> np.ndarray:
-        """Random crops, (batch, samples) float32, without noise; a shorter clip is repeated up to the length."""
-        result = np.empty((batch, samples), dtype=np.float32)
-        for row, index in enumerate(random.integers(0, len(self), batch)):
-            audio = self.clean(int(index))
-            start = int(random.integers(0, max(1, len(audio) - samples + 1)))
+    def crops(self, batch: int, samples: int, random: np.random.Generator, rows: slice = slice(None)) -> np.ndarray:
+        """Random crops, (batch, samples) float32, without noise; a shorter clip is repeated up to the length.
+
+        Only `rows` are read, the others stay zero: what is drawn from `random` does not depend on what is read, so that
+        several processes can share one batch.
+        """
+        result = np.zeros((batch, samples), dtype=np.float32)
+        indices, places = random.integers(0, len(self), batch), random.random(batch)
+        for row in range(batch)[rows]:
+            audio = self.clean(int(indices[row]))
+            start = int(places[row] * max(1, len(audio) - samples + 1))
             crop = audio[start : start + samples]
             result[row] = crop if len(crop) == samples else np.resize(crop, samples)
         return result
@@ -93,18 +101,49 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
 
 
-def fit(network: nn.Module, loss: Callable[[int], torch.Tensor], validation: Callable[[], float], settings: Settings,
-        steps: int, folder: Path, key: str, say: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
-    """Minimise `loss(step)` for `steps` steps and leave the weights with the lowest `validation()` in `network`.
+Draw = Callable[[int], tuple[np.ndarray, np.random.Generator]]
+"""What a step is made from: its crops, and the random stream that goes on from there. It depends on the step alone."""
+
+
+class _Steps(torch.utils.data.Dataset):
+    def __init__(self, draw: Draw, first: int, steps: int) -> None:
+        self.draw, self.first, self.steps = draw, first, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.random.Generator]:
+        return self.draw(self.first + index)
+
+
+def drawn(draw: Draw, first: int, steps: int, workers: int) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
+    """`draw(step)` of every step in order; with `workers`, made ahead by that many processes (each with its own cache)."""
+    data = _Steps(draw, first, steps)
+    if not workers:
+        return (data[index] for index in range(len(data)))
+    # fork: the closures behind `draw` cannot be pickled, and workers touch neither the device nor torch's threads.
+    return iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers, collate_fn=lambda item: item,
+                                            multiprocessing_context="fork", prefetch_factor=4))
+
+
+def fit(network: nn.Module, draw: Draw, loss: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
+        validation: Callable[[], float], settings: Settings, steps: int, folder: Path, key: str,
+        say: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
+    """Minimise `loss(*draw(step))` for `steps` steps and leave the weights with the lowest `validation()` in `network`.
 
     Everything random in a step comes from its number, so a run killed at any step and started again equals one that was
-    never interrupted, bit for bit on one device and thread count. `folder` gets best-STEP.safetensors, last-STEP.safetensors
-    and checkpoint.json, which is written last and names the other two: they count from then on. Returns the curve: step, loss, validation.
+    never interrupted, bit for bit on one device and thread count. Of several processes (lib.engine), each has the loss of its
+    own rows, a mean over rows; all must see one file system, on which the first one writes. `folder` gets
+    best-STEP.safetensors, last-STEP.safetensors and checkpoint.json, which is written last and names the other two: they
+    count from then on. Returns the curve: step, loss, validation.
     Raises CheckpointError where the folder holds a checkpoint of another `key`, FloatingPointError on a NaN loss.
     """
     from safetensors.torch import load_file
 
-    training, folder = settings.training, Path(folder)
+    training, folder, engine = settings.training, Path(folder), engine_of(settings)
+    if engine.main:
+        clear_stale(folder)
+    network = engine.share(network)
     parameters = dict(network.named_parameters())
     if training.optimiser == "sgd":
         optimiser = torch.optim.SGD(parameters.values(), lr=0.4, momentum=0.9, weight_decay=training.weight_decay)
@@ -125,46 +164,61 @@ def fit(network: nn.Module, loss: Callable[[int], torch.Tensor], validation: Cal
             for name, parameter in parameters.items():
                 slots = {text.split(".", 2)[1]: state[text] for text in state if text.startswith("optim.") and
                          text.split(".", 2)[2] == name}
-                optimiser.state[parameter] = slots
+                # AdamW counts its steps in a number that belongs on the CPU.
+                optimiser.state[parameter] = {slot: value.to(engine.device) if value.ndim else value for slot, value in slots.items()}
     began, since = time.time(), []
-    device = next(iter(parameters.values())).device
+    ahead = drawn(draw, first, steps, settings.run.workers)
     for step in range(first, steps):
         network.train()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            value = loss(step)
-        if not torch.isfinite(value):
-            raise FloatingPointError(f"the training loss is {value.item()} at step {step}; lower training.learning_rate")
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            value = loss(*next(ahead))
+        since.append(engine.mean(value.item()))
+        if not math.isfinite(since[-1]):
+            raise FloatingPointError(f"the training loss is {since[-1]} at step {step}; lower training.learning_rate")
         optimiser.zero_grad(set_to_none=True)
         value.backward()
+        engine.average(parameters.values())
         optimiser.step()
-        since.append(value.item())
         if (step + 1) % training.check_every == 0 or step + 1 == steps:
             network.eval()
             with torch.no_grad():
                 held_out = validation()
             history.append({"step": step + 1, "loss": float(np.mean(since)), "validation": held_out})
             since = []
-            stale = dict(files)
-            if held_out < best:
-                best = held_out
-                files["best"] = _stored(folder / f"best-{step + 1}.safetensors", network.state_dict())
-            tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
-            for name, parameter in parameters.items():
-                tensors |= {f"optim.{slot}.{name}": value for slot, value in optimiser.state[parameter].items()
-                            if torch.is_tensor(value)}
-            files["last"] = _stored(folder / f"last-{step + 1}.safetensors", tensors)
-            write_json(sheet, {"key": key, "step": step + 1, "best": best, "history": history, "files": files})
-            for kind, (name, _) in stale.items():
-                if files[kind][0] != name:
-                    (folder / name).unlink(missing_ok=True)
+            if engine.main:
+                files, best = _kept(folder, key, network, optimiser, history, files, best)
             rate = (time.time() - began) / (step + 1 - first)
             say(f"step {step + 1}/{steps}  loss {history[-1]['loss']:.4f}  validation {held_out:.4f}  "
                 f"{rate * (steps - step - 1):.0f} s left")
-    network.load_state_dict(load_file(_sound(folder, files["best"])))
+    engine.wait()
+    saved = json.loads(sheet.read_text())
+    engine.release(network).load_state_dict(load_file(_sound(folder, saved["files"]["best"])))
     freeze(network)
-    return pd.DataFrame(history)
+    return pd.DataFrame(saved["history"])
+
+
+def engine_of(settings: Settings) -> Engine:
+    return current(settings.run.device, settings.run.layout)
+
+
+def _kept(folder: Path, key: str, network: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict[str, float]],
+          files: dict[str, list[str]], best: float) -> tuple[dict[str, list[str]], float]:
+    """Write the checkpoint of the last entry of `history`; the files that count now, and the lowest validation loss."""
+    step, held_out, stale, files = history[-1]["step"], history[-1]["validation"], files, dict(files)
+    if held_out < best:
+        best = held_out
+        files["best"] = _stored(folder / f"best-{step}.safetensors", network.state_dict())
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        tensors |= {f"optim.{slot}.{name}": value for slot, value in optimiser.state[parameter].items() if torch.is_tensor(value)}
+    files["last"] = _stored(folder / f"last-{step}.safetensors", tensors)
+    write_json(folder / "checkpoint.json", {"key": key, "step": step, "best": best, "history": history, "files": files})
+    for kind, (name, _) in stale.items():
+        if files[kind][0] != name:
+            (folder / name).unlink(missing_ok=True)
+    return files, best
 
 
 def _stored(path: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -172,7 +226,7 @@ def _stored(path: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     return [path.name, file_digest(path)]
 
 
@@ -185,9 +239,13 @@ def _sound(folder: Path, file: list[str]) -> Path:
     return path
 
 
-def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator) -> torch.Tensor:
-    noisy = crops + channel_noise(crops.shape, settings.channel, random)
-    return image(torch.from_numpy(noisy), settings.view, settings.channel)
+def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator, rows: slice = slice(None),
+            engine: Engine | None = None) -> torch.Tensor:
+    """Images of the `rows` of a batch of crops, each with its noise; on the CPU, or where `engine` computes."""
+    noisy = torch.from_numpy((crops + channel_noise(crops.shape, settings.channel, random))[rows])
+    if engine is None:
+        return image(noisy, settings.view, settings.channel)
+    return image(engine.give(noisy), settings.view, settings.channel).contiguous(memory_format=engine.layout)
 
 
 class PerturbationTeacher(nn.Module):
@@ -202,13 +260,15 @@ class PerturbationTeacher(nn.Module):
         return [reader(features) for reader, features in zip(self.readers, self.pyramid(x))]
 
 
-def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings, random: np.random.Generator) -> torch.Tensor:
-    """Binary cross-entropy of naming, place by place and level by level, which perturbation was applied."""
+def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings, random: np.random.Generator,
+                      rows: slice = slice(None)) -> torch.Tensor:
+    """Binary cross-entropy of naming, place by place and level by level, which perturbation was applied to `rows`."""
     damaged, truth, size = perturbed(torch.from_numpy(crops), random)
-    total = torch.zeros(())
-    for logits in network(_images(damaged.numpy(), settings, random)):
+    engine = engine_of(settings)
+    total, truth = torch.zeros((), device=engine.device), engine.give(truth[rows])
+    for logits in network(_images(damaged.numpy(), settings, random, rows, engine)):
         target = truth_image(truth, size, settings.channel.low_hz, settings.channel.high_hz, logits.shape[2:])
-        total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(2.0))
+        total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=logits.new_tensor(2.0))
     return total
 
 
@@ -234,16 +294,21 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
         return finished(settle(teacher, speech)), pd.DataFrame()
     teacher = initialise(PerturbationTeacher(inputs, network.teacher_width, network.levels), seed, "teacher")
 
-    def loss(step: int) -> torch.Tensor:
+    rows = engine_of(settings).rows(training.batch)
+
+    def draw(step: int) -> tuple[np.ndarray, np.random.Generator]:
         random = seeds.stream(seed, "teacher", step)
-        return perturbation_loss(teacher, reader.crops(training.batch, samples, random), settings, random)
+        return reader.crops(training.batch, samples, random, rows), random
+
+    def loss(crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        return perturbation_loss(teacher, crops, settings, random, rows)
 
     def validation() -> float:
         random = seeds.stream(0, "teacher validation")
         return float(np.mean([perturbation_loss(teacher, held_out.crops(16, samples, random), settings, random).item()
                               for _ in range(6)]))
 
-    history = fit(teacher, loss, validation, settings, training.teacher_steps, folder, key, say)
+    history = fit(teacher, draw, loss, validation, settings, training.teacher_steps, folder, key, say)
     return finished(teacher.pyramid), history
 
 
@@ -252,23 +317,31 @@ def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, 
     """A student that imitates `teacher` on bona fide speech (Wang et al. 2021), frozen, and its curve."""
     training, seed = settings.training, settings.seed
     student, samples = new_student(teacher, settings), round(training.window_s * RATE_HZ)
+    engine = engine_of(settings)
+    rows = engine.rows(training.batch)
 
-    def batch_loss(crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        images = _images(crops, settings, random)
+    def batch_loss(crops: np.ndarray, random: np.random.Generator, rows: slice = slice(None)) -> torch.Tensor:
+        images = _images(crops, settings, random, rows, engine)
         with torch.no_grad():
             wanted = teacher(images)
         return matching_loss(wanted, student(images))
 
-    def loss(step: int) -> torch.Tensor:
+    def draw(step: int) -> tuple[np.ndarray, np.random.Generator]:
         random = seeds.stream(seed, "student", step)
-        crops = reader.crops(training.batch, samples, random)
-        return batch_loss(augmented(crops, random) if training.augment else crops, random)
+        return reader.crops(training.batch, samples, random, rows), random
+
+    def loss(crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        return batch_loss(augmented(crops, random) if training.augment else crops, random, rows)
 
     def validation() -> float:
         random = seeds.stream(0, "student validation")
         return float(np.mean([batch_loss(held_out.crops(16, samples, random), random).item() for _ in range(6)]))
 
-    return student, fit(student, loss, validation, settings, training.student_steps, folder, key, say)
+    engine.place(teacher)
+    try:
+        return student, fit(student, draw, loss, validation, settings, training.student_steps, folder, key, say)
+    finally:
+        engine.release(teacher)
 
 
 def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
