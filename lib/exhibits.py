@@ -59,8 +59,7 @@ class Exhibits:
         if data is not None:
             with atomic(stem.with_suffix(".csv")) as temporary:
                 data.to_csv(temporary, index=False, float_format="%.6g")
-            if len(data) <= 60:
-                display(_Fold("Data of this figure", data))
+            display(_Fold("Data of this figure", data, f"figures/{stem.name}.csv"))
 
     def table(self, table: pd.DataFrame, name: str, caption: str = "", digits: int = 3, show: bool = True) -> None:
         """Save `table` as CSV and JSON and show it with `digits` decimals."""
@@ -97,12 +96,16 @@ class _Table:
 
 
 class _Fold:
-    def __init__(self, title: str, table: pd.DataFrame) -> None:
-        self.title, self.table = title, table
+    MOST = 60  # rows; with more, the page would be mostly numbers
+
+    def __init__(self, title: str, table: pd.DataFrame, file: str) -> None:
+        self.title, self.table, self.file = title, table, file
 
     def _repr_html_(self) -> str:
-        shown = self.table.to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="", border=0)
-        return f"<details class='data'><summary>{_escaped(self.title)}</summary>{shown}</details>"
+        shown = self.table.head(self.MOST).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="", border=0)
+        more = len(self.table) - self.MOST
+        rest = f"<p class='caption'>{more:,} more rows: {_escaped(self.file)}</p>" if more > 0 else ""
+        return f"<details class='data'><summary>{_escaped(self.title)}</summary>{shown}{rest}</details>"
 
     def __repr__(self) -> str:
         return f"[{self.title}]"

@@ -139,23 +139,21 @@ def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands:
               alpha: float, known: list[Known]) -> list[Section]:
     """The sections of the page; `bands` is empty where no timeline is wanted."""
     calibration, sections, heading = detector.calibration, [], "What the detector hears"
-    rows_khz = stretch.explanation.row_hz[[0, -1]] / 1000
-    edges_khz = np.linspace(*rows_khz, BANDS + 1)
-    names = tuple(f"{low:.1f} to {high:.1f} kHz" for low, high in zip(edges_khz, edges_khz[1:]))
+    names, edges_hz = band_names(stretch), tuple(stretch.explanation.row_hz[[0, -1]])
     if bands:
         heading = f"The most anomalous piece, from {clock(stretch.start_s)}"
         text = (f"Each piece of {detector.settings.data.max_s:g} s by itself; above the dashed line it is anomalous at alpha "
                 f"{alpha:g}. Grey: pauses, not scored.")
         means = {round(start, 3): values for start, _, values in bands}
         sections.append(Section(
-            "The whole recording", [text], timeline(recording, bands, calibration, alpha, tuple(1000 * rows_khz)),
+            "The whole recording", [text], timeline(recording, bands, calibration, alpha, edges_hz),
             "Anomaly, and mean of the anomaly map in six frequency bands, over the time of the recording.",
             ("from (s)", "anomaly", "p-value", *names),
             [(f"{part.start_s:.1f}", f"{part.anomaly:.2f}", f"{part.p_value:.3f}",
               *(f"{value:.2f}" for value in means[round(part.start_s, 3)])) for part in recording.parts]))
     sections.append(Section(
         heading, where(stretch), maps(stretch), "Spectrogram above, anomaly map below, over time, on fixed colour scales.",
-        ("from (s)", *names), _map_rows(stretch)))
+        ("from (s)", *names), map_rows(stretch)))
     edges = histogram_edges(calibration, recording.anomaly)
     counts = np.histogram(np.minimum(calibration, edges[-1]), edges)[0]
     sections.append(Section(
@@ -177,7 +175,13 @@ def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands:
     return sections
 
 
-def _map_rows(stretch: Stretch) -> list[tuple]:
+def band_names(stretch: Stretch) -> tuple[str, ...]:
+    """The six bands of a map in words."""
+    edges = np.linspace(*stretch.explanation.row_hz[[0, -1]] / 1000, BANDS + 1)
+    return tuple(f"{low:.1f} to {high:.1f} kHz" for low, high in zip(edges, edges[1:]))
+
+
+def map_rows(stretch: Stretch) -> list[tuple]:
     """Means of the map in six bands over every half second that means something."""
     explanation, step = stretch.explanation, round(0.5 / stretch.explanation.hop_s)
     rows = []

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lib.browser import Browser, BrowserError, executable
 from lib.html import remote_urls
 from lib.runner import notebook_parameters
 
@@ -61,6 +62,22 @@ def test_every_notebook_ran_and_has_its_page(smoke):
     assert not remote_urls(index)
     pages = sum(path.stat().st_size for path in (root / "reports" / "html").glob("*.html"))
     assert pages < 25_000_000, f"{pages / 1e6:.1f} MB of pages"
+
+
+@pytest.mark.study
+def test_every_page_loads_in_a_browser_without_a_network(smoke):
+    try:
+        executable()
+    except BrowserError as error:
+        pytest.skip(f"pages cannot be looked at: {error}")
+    reports, looks = smoke[0] / "reports", {}
+    with Browser() as browser:
+        for page in (reports / "index.html", *sorted((reports / "html").glob("*.html"))):
+            looks[page.stem] = look = browser.look(page)
+            assert look.errors == [] and look.requests == [], page.name
+            assert look.broken == [] and look.unnamed == 0 and look.silent == 0 and look.wide == 0, f"{page.name}: {look}"
+    assert len(looks) == len(NOTEBOOKS) + 1 and sum(look.images for look in looks.values()) > 25
+    assert all(looks[name].players for name in ("40_anomaly_maps", "90_score_your_recording"))
 
 
 @pytest.mark.study

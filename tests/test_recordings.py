@@ -4,17 +4,20 @@ import dataclasses
 import json
 import os
 import re
+import weakref
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from bs4 import BeautifulSoup
 
 from lib.audio import AudioReport
 from lib.detector import Detector, DetectorError
 from lib.html import remote_urls
+from lib.known import Known, read_known, write_known
 from lib.recording_figures import decibels, threshold
-from lib.recording_page import heard, where, write_report, write_table
+from lib.recording_page import Collected, heard, where, write_report, write_table
 from lib.recordings import audio_files, calibrate, judged, judged_all, load_detector, pieces
 from lib.settings import RATE_HZ, Channel, View
 from lib.spectrograms import image
@@ -117,31 +120,80 @@ def test_pieces_cover_a_recording_without_a_short_rest(save, voice):
     assert np.array_equal(np.concatenate([one for _, one in found]), audio)
 
 
+def patched(at, value):
+    """Writes `value` over bytes of a file's header or body."""
+    def patch(path, audio):
+        content = bytearray(path.read_bytes())
+        content[at : at + len(value)] = value
+        path.write_bytes(content)
+    return patch
+
+
+def flipped(path, audio):
+    soundfile.write(path, audio, RATE_HZ, format="FLAC")
+    patched(path.stat().st_size // 2, b"\xff\x00\xff")(path, audio)
+
+
+def unreadable(path, audio, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(type(path), "open", refuse)  # root reads everything, whatever its mode
+
+
+RAW = b"".join(number.to_bytes(1, "little") for number in range(256))
 BAD = {
-    "empty": lambda path, audio: path.write_bytes(b""),
-    "text": lambda path, audio: path.write_text("no audio\n" * 20),
-    "truncated": lambda path, audio: path.write_bytes(path.read_bytes()[: 44 + len(audio)]),
-    "header alone": lambda path, audio: path.write_bytes(path.read_bytes()[:44]),
-    "directory": lambda path, audio: (path.unlink(), path.mkdir()),
-    "missing": lambda path, audio: path.unlink(),
-    "not a number": lambda path, audio: soundfile.write(path, np.where(np.arange(len(audio)) == 9, np.nan, audio), RATE_HZ, "FLOAT"),
-    "silent": lambda path, audio: soundfile.write(path, 0 * audio, RATE_HZ),
-    "one sample": lambda path, audio: soundfile.write(path, audio[:1], RATE_HZ),
-    "half a second": lambda path, audio: soundfile.write(path, audio[: RATE_HZ // 2], RATE_HZ),
-    "antiphase": lambda path, audio: soundfile.write(path, np.stack([audio, -audio], 1), RATE_HZ),
-    "8 kHz": lambda path, audio: soundfile.write(path, audio[::2], 8000),
-    "noise": lambda path, audio: soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(len(audio)), RATE_HZ),
-    "one click": lambda path, audio: soundfile.write(path, (np.arange(len(audio)) == 9000).astype(float), RATE_HZ),
-    "clipped": lambda path, audio: soundfile.write(path, np.clip(audio * 60, -1, 1), RATE_HZ),
+    "empty": (lambda path, audio: path.write_bytes(b""), "an empty file"),
+    "text": (lambda path, audio: path.write_text("no audio\n" * 20), "libsndfile can read"),
+    "header of 20 bytes": (lambda path, audio: path.write_bytes(path.read_bytes()[:20]), "libsndfile can read"),
+    "truncated": (lambda path, audio: path.write_bytes(path.read_bytes()[: 44 + len(audio)]), "cut short"),
+    "header alone": (lambda path, audio: path.write_bytes(path.read_bytes()[:44]), "cut short"),
+    "no samples": (lambda path, audio: soundfile.write(path, audio[:0], RATE_HZ), "no samples declared"),
+    "directory": (lambda path, audio: (path.unlink(), path.mkdir()), "a directory"),
+    "missing": (lambda path, audio: path.unlink(), "nothing there"),
+    "unreadable": (unreadable, "a readable file, found Permission denied"),
+    "NaN": (lambda path, audio: soundfile.write(path, np.where(np.arange(len(audio)) == 9, np.nan, audio), RATE_HZ, "FLOAT"),
+            "non-finite samples"),
+    "Inf": (lambda path, audio: soundfile.write(path, np.where(np.arange(len(audio)) == 9, np.inf, audio), RATE_HZ, "FLOAT"),
+            "non-finite samples"),
+    "integers as floats": (lambda path, audio: soundfile.write(path, audio * 32768, RATE_HZ, "FLOAT"), "finite samples in [-1, 1]"),
+    "flipped FLAC byte": (flipped, "damaged"),
+    "wrong extension": (lambda path, audio: path.write_bytes(RAW * 40), "libsndfile can read"),
+    "rate of 2147483647 Hz": (patched(24, (2**31 - 1).to_bytes(4, "little")), "a rate of 8000 to 192000 Hz, found 2147483647 Hz"),
+    "rate of 0 Hz": (patched(24, bytes(4)), "libsndfile can read"),
+    "65,535 channels": (patched(22, b"\xff\xff"), "Too many channels"),
+    "silent": (lambda path, audio: soundfile.write(path, 0 * audio, RATE_HZ), "no speech"),
+    "one sample": (lambda path, audio: soundfile.write(path, audio[:1], RATE_HZ), "at least 0.3 s"),
+    "half a second": (lambda path, audio: soundfile.write(path, audio[: RATE_HZ // 2], RATE_HZ), "too little speech"),
+    "antiphase": (lambda path, audio: soundfile.write(path, np.stack([audio, -audio], 1), RATE_HZ), "channels that cancel"),
+    "8 kHz": (lambda path, audio: soundfile.write(path, audio[::2], 8000), "narrow band"),
+    "noise": (lambda path, audio: soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(len(audio)), RATE_HZ),
+              "noise, music or babble"),
+    "one click": (lambda path, audio: soundfile.write(path, (np.arange(len(audio)) == 9000).astype(float), RATE_HZ),
+                  "too little speech"),
+    "clipped": (lambda path, audio: soundfile.write(path, np.clip(audio * 60, -1, 1), RATE_HZ), "clipped"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_recordings_get_a_reason_and_no_verdict(tiny_detector, clip, voice, name):
-    BAD[name](clip, voice(4.0, 60))
+def test_bad_recordings_get_a_reason_and_no_verdict(tiny_detector, clip, voice, name, monkeypatch):
+    spoil, words = BAD[name]
+    spoil(clip, voice(4.0, 60), *([monkeypatch] if spoil is unreadable else []))
     one = judged(tiny_detector, clip)
-    assert one.verdict == UNKNOWN and len(one.why) > 10 and "\n" not in one.why
+    assert one.verdict == UNKNOWN and words in one.why and "\n" not in one.why
     json.dumps(dataclasses.asdict(one), allow_nan=False)
+
+
+def test_only_one_piece_of_a_long_recording_is_kept(tiny_detector, save, voice):
+    path, alive, most = save(np.concatenate([voice(5.0, seed) for seed in range(12)])), [], []
+    collected = Collected(tiny_detector)
+
+    def visit(part, piece):
+        collected(part, piece)
+        alive.append(weakref.ref(piece))
+        most.append(sum(one() is not None for one in alive))
+
+    one = judged(tiny_detector, path, visit=visit)
+    assert len(one.parts) == len(most) > 10 and max(most) <= 3  # this one, the one before, the most anomalous one
 
 
 def test_one_channel_of_antiphase_stereo_can_be_judged(tiny_detector, save, voice):
@@ -227,6 +279,47 @@ def test_a_page_without_score_says_why(tiny_detector, tmp_path):
     assert "nothing there" in text and "was not scored" in text and "<audio" not in text
 
 
+def test_every_figure_of_a_page_has_its_numbers_under_a_fold(tiny_detector, save, voice, tmp_path):
+    write_report(tiny_detector, save(voice(32.0, 60)), tmp_path / "page.html", known=KNOWN)
+    page = BeautifulSoup((tmp_path / "page.html").read_text(), "html.parser")
+    folds = page.select("details.data")
+    assert len(folds) == len(page.find_all("img")) == 4 and not any(fold.has_attr("open") for fold in folds)
+    assert all(len(fold.find_all("tr")) > 2 for fold in folds)
+
+
+KNOWN = [Known("real speech", "bonafide", np.array([0.8, 0.9, 1.0, 1.1])), Known("<b>world", "copysynth", np.array([1.0, 5.0]))]
+
+
+def test_a_page_sets_the_recording_beside_known_generators(tiny_detector, clip, tmp_path):
+    one = write_report(tiny_detector, clip, tmp_path / "page.html", known=KNOWN)
+    text = (tmp_path / "page.html").read_text()
+    assert "Beside known generators" in text and "&lt;b&gt;world" in text and "<b>" not in text
+    assert KNOWN[1].above(one.anomaly) == np.mean(KNOWN[1].anomalies >= one.anomaly)
+    assert "Beside known generators" not in (write_report(tiny_detector, clip, tmp_path / "x.html") and (tmp_path / "x.html").read_text())
+
+
+def test_known_generators_are_kept_beside_the_detector(tiny_detector, tmp_path):
+    assert read_known(tiny_detector.save(tmp_path)) == []
+    write_known(tmp_path, [("tts", "b", 2.0), ("bonafide", "", 0.9), ("copysynth", "a", 3.0), ("copysynth", "a", 1.0)])
+    found = read_known(tmp_path)
+    assert [(one.kind, one.name, one.anomalies.tolist()) for one in found] == [
+        ("bonafide", "real speech", [0.9]), ("copysynth", "a", [1.0, 3.0]), ("tts", "b", [2.0])]
+    assert found[1].above(2.0) == 0.5 and found[1].quantiles[2] == 2.0
+
+
+@pytest.mark.parametrize("change", [
+    lambda sheet: "{", lambda sheet: "[]", lambda sheet: json.dumps(sheet | {"format": 2}), lambda sheet: json.dumps(sheet | {"groups": 3}),
+    lambda sheet: json.dumps(sheet | {"groups": [{"name": "a", "kind": "tts", "anomalies": [float("nan")]}]}),
+    lambda sheet: json.dumps(sheet | {"groups": [{"name": "a", "kind": "other", "anomalies": [1.0]}]}),
+    lambda sheet: json.dumps(sheet | {"groups": [{"name": "a", "kind": "tts", "anomalies": []}]}),
+    lambda sheet: json.dumps(sheet | {"sha256": "0" * 64})], ids=range(8))
+def test_damaged_or_foreign_anomalies_of_known_generators_are_refused(tiny_detector, tmp_path, change):
+    path = write_known(tiny_detector.save(tmp_path), [("tts", "b", 2.0)])
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(DetectorError, match="delete it"):
+        read_known(tmp_path)
+
+
 def test_the_table_page_escapes_names(tmp_path):
     write_table([Recording(HOSTILE, UNKNOWN, "<i>why</i>")], tmp_path / "page.html", "one", {})
     text = (tmp_path / "page.html").read_text()
@@ -255,7 +348,10 @@ def test_decibels_of_a_sine():
 
 def test_calibration_on_own_speech_is_saved_with_its_limits(saved_detector, save, voice, tmp_path):
     paths = [save(voice(9.0, seed), f"{seed}.wav") for seed in range(100, 104)] + [tmp_path / "no.wav"]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "known.json").write_text("of the detector that was here before")
     detector, skipped = calibrate(paths, tmp_path / "own", saved_detector)
+    assert read_known(tmp_path / "own") == []
     again, limits, names = load_detector(tmp_path / "own")
     assert len(skipped) == 1 and "nothing there" in skipped[0]
     assert np.array_equal(again.calibration, detector.calibration) and names["calibration_clips"] == len(detector.calibration) == 6
