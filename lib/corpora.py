@@ -27,6 +27,7 @@ class Source:
     split: str  # train, validation or test: a property of the voice, so that splits are speaker-disjoint
     licence: str
     text: str = ""
+    clip_id: str = ""  # as its corpus spells it, where that is more than a path
 
 
 @dataclass(frozen=True)

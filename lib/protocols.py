@@ -15,9 +15,10 @@ import pandas as pd
 from lib import seeds
 from lib.audio import AudioError, decode_g722, read_audio, write_audio
 from lib.channel import FRAME, active_frames
-from lib.corpora import Source, embedded_sources
+from lib.corpora import Source
 from lib.generators import GENERATORS, Generator, available
 from lib.paths import CLIPS, DATA, TEXTS, atomic, digest_of, file_digest
+from lib.roles import FEW_VOICES, UNNAMED, UNNAMED_VOICES, clip_name, real_speech
 from lib.settings import RATE_HZ, Data
 
 COLUMNS = ["clip_id", "path", "source", "corpus", "speaker", "single", "multi", "role", "label", "generator", "family",
@@ -70,6 +71,8 @@ def _slug(text: str) -> str:
 
 
 def _clip_name(source: Source) -> str:
+    if source.clip_id:
+        return clip_name(source.corpus, source.clip_id)
     parts = source.path.parts[-3:] if source.corpus != "festvox-ru" else source.path.parts[-1:]
     return f"{source.corpus}_{_slug('-'.join((*parts[:-1], source.path.stem)))}"
 
@@ -85,9 +88,10 @@ def _cropped(audio: np.ndarray, max_s: float) -> np.ndarray:
     return audio[start : start + int(max_s * RATE_HZ)]
 
 
-def _decoded(source: Source, min_s: float, max_s: float) -> dict[str, object] | None:
-    """Write one source as a 16 kHz mono FLAC clip (cached) and describe it; None where it is too short or silent."""
-    folder = CLIPS / "bonafide"
+def _decoded(source: Source, min_s: float, max_s: float, kind: str = "bonafide") -> dict[str, object] | None:
+    """Write one source as a 16 kHz mono FLAC clip (cached, in the folder `kind`) and describe it; None where it is too short
+    or silent."""
+    folder = CLIPS / kind
     name = _clip_name(source)
     # The path inside the package and the crop name the cache entry; the package's own version may change.
     key = digest_of([name, source.path.stat().st_size, max_s], 8)
@@ -140,33 +144,20 @@ def _take(rows: list[Source], count: int, seed: int, name: str) -> list[Source]:
     return [rows[index] for index in order][: count * 3 if count < 100 else len(rows)]
 
 
-def librispeech_sources(root: Path = DATA / "librispeech", part: str = "dev-clean") -> tuple[list[Source], str]:
-    """LibriSpeech as real speech, for machines without Debian's packages: its recordings and the single speaker's name.
-
-    Speakers go to train, validation and test (60, 20, 20 %) by a hash of their number; the speaker with the most speech is
-    the single speaker and, as with the embedded corpora, a test voice of the other experiment.
-    Raises lib.datasets.DatasetError where it is not there and cannot be downloaded.
-    """
-    from lib.datasets import download_dataset, load_dataset
-
-    if not root.exists() or not any(root.rglob("*.flac")):
-        root.mkdir(parents=True, exist_ok=True)
-        download_dataset("librispeech", root, part)
-    table = load_dataset("librispeech", root)
-    single = table.speaker.value_counts().index[0]
-    order = sorted(set(table.speaker) - {single}, key=lambda name: digest_of(["librispeech", name], 16))
-    splits = {name: ("train", "train", "train", "validation", "test")[index % 5] for index, name in enumerate(order)} | {single: "test"}
-    base = Path(table.attrs.get("root", root))
-    return [Source(base / row.path, "librispeech", row.speaker, splits[row.speaker], row.licence, row.text)
-            for row in table.itertuples()], single
+def single_budget(data: Data, available: int) -> dict[str, int]:
+    """Clips of the single speaker in each split: as the options want, or in these proportions where there are fewer."""
+    wanted = {"train": data.single_train, "validation": data.single_validation, "test": data.single_test}
+    share = min(1.0, available / sum(wanted.values()))
+    return {split: max(1, int(count * share)) for split, count in wanted.items()}
 
 
-def _bonafide_rows(data: Data, seed: int, progress: Callable[[str, int, int], None]) -> list[dict[str, object]]:
-    sources, voice = librispeech_sources() if data.corpus == "librispeech" else (embedded_sources(), "festvox-ru")
+def _bonafide_rows(data: Data, found: tuple[list[Source], str], seed: int,
+                   progress: Callable[[str, int, int], None]) -> list[dict[str, object]]:
+    sources, voice = found
     rows: list[dict[str, object]] = []
     single = [source for source in sources if source.speaker == voice]
     order = seeds.stream(seed, "protocol", "single").permutation(len(single))
-    wanted = {"train": data.single_train, "validation": data.single_validation, "test": data.single_test}
+    wanted = single_budget(data, len(single))
     plan = iter([single[index] for index in order])
     for split, count in wanted.items():
         kept = 0
@@ -182,12 +173,12 @@ def _bonafide_rows(data: Data, seed: int, progress: Callable[[str, int, int], No
                 break
     limits = {"train": data.multi_train_per_speaker, "validation": data.multi_validation_per_speaker,
               "test": data.multi_test_per_speaker}
-    voices: dict[str, list[Source]] = {}
+    voices: dict[tuple[str, str], list[Source]] = {}
     for source in sources:
         if source.speaker != voice:
-            voices.setdefault(source.speaker, []).append(source)
-    for number, (speaker, group) in enumerate(sorted(voices.items())):
-        limit, kept = limits[group[0].split], 0
+            voices.setdefault((source.speaker, source.split), []).append(source)
+    for number, ((speaker, split), group) in enumerate(sorted(voices.items())):
+        limit, kept = limits[split] * (UNNAMED_VOICES if speaker.endswith(f"-{UNNAMED}") else 1), 0
         for source in _take(group, limit, seed, speaker):
             row = _decoded(source, data.min_s, data.max_s)
             if row:
@@ -197,6 +188,46 @@ def _bonafide_rows(data: Data, seed: int, progress: Callable[[str, int, int], No
                 break
         progress("real speech, many speakers", number + 1, len(voices))
     return rows
+
+
+def _corpus_fakes(fakes: pd.DataFrame, table: pd.DataFrame, voice: str, data: Data, seed: int,
+                  progress: Callable[[str, int, int], None]) -> list[dict[str, object]]:
+    """Rows of the test clips that corpora bring as fakes, at most `data.fakes_per_generator` of each generator.
+
+    Copies of test clips come first. Copies of clips that something is fitted on are left out.
+    """
+    rows, known = [], table.set_index("clip_id")
+    groups = fakes.groupby(["corpus", "generator"], sort=True)
+    for number, ((corpus, generator), group) in enumerate(groups):
+        name, kept = f"{corpus}-{_slug(generator)}", 0
+        order = seeds.stream(seed, "protocol", "fakes", corpus, generator).permutation(len(group))
+        group = group.iloc[order].assign(real=[_parent(known, each) for each in group.iloc[order].parent])
+        group = group.assign(first=[bool(real) for real in group.real]).sort_values("first", ascending=False, kind="stable")
+        for fake in group.itertuples():
+            if kept == data.fakes_per_generator:
+                break
+            split = {"multi": "test" if fake.part == "test" else "", "single": "test" if fake.voice == voice else ""}
+            if fake.real:
+                split = {key: known.loc[fake.real, key] for key in EXPERIMENTS}
+            if not any(split.values()) or set(split.values()) - {"test", ""}:
+                continue
+            source = Source(Path(fake.path), corpus, fake.voice, "test", fake.licence, fake.text, fake.clip_id)
+            if row := _decoded(source, data.min_s, data.max_s, name):
+                rows.append(row | split | {"role": fake.role, "label": "spoof", "generator": name, "family": fake.family or "unknown",
+                                           "parent": fake.real})
+                kept += 1
+        progress("fakes of corpora", number + 1, len(groups))
+    return rows
+
+
+def _parent(known: pd.DataFrame, parent: str) -> str:
+    """The clip of the table that a corpus's fake was made from, or an empty text."""
+    names = (clip_name(corpus, parent) for corpus in PARENTS) if parent else ()
+    return next((name for name in names if name in known.index), "")
+
+
+PARENTS = ("ljspeech", "m_ailabs", "vidtimit", "csv")
+"""Corpora whose clips others name as the parents of their fakes."""
 
 
 def _jobs(table: pd.DataFrame, generators: list[Generator], data: Data) -> list[tuple[tuple, dict[str, object]]]:
@@ -254,8 +285,10 @@ def prepare(data: Data, seed: int = 0, workers: int = 2,
     """
     CLIPS.mkdir(parents=True, exist_ok=True)
     memory: dict[str, dict[str, object]] = {}
-    rows = _bonafide_rows(data, seed, progress)
+    found, fakes = real_speech(data)
+    rows = _bonafide_rows(data, found, seed, progress)
     table = pd.DataFrame([_described(row, memory) for row in rows])
+    brought = [] if fakes is None else _corpus_fakes(fakes, table, found[1], data, seed, progress)
     generators, skipped = available(data.generators)
     jobs = _jobs(table, generators, data)
     failed: dict[str, list[str]] = {}
@@ -276,7 +309,8 @@ def prepare(data: Data, seed: int = 0, workers: int = 2,
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     skipped += [f"{name}: {len(errors)} clips failed ({errors[0]})" for name, errors in failed.items()]
-    made = [_described(row, memory) for job, row in jobs if Path(job[2]).exists()]
+    made = [_described(row, memory) for row in brought]
+    made += [_described(row, memory) for job, row in jobs if Path(job[2]).exists()]
     table = pd.concat([table, pd.DataFrame(made)], ignore_index=True)[COLUMNS]
     check_table(table)
     return table, skipped
@@ -296,7 +330,11 @@ def check_table(table: pd.DataFrame) -> None:
         doubled = real.groupby("sha256")[name].nunique()
         if (doubled > 1).any():
             raise LeakError(f"{name}: the same audio is in two splits (SHA-256 {doubled.index[doubled > 1][0][:12]})")
-    splits = table[(table.role == "bonafide") & (table.multi != "")].groupby("speaker").multi.nunique()
+    real = table[(table.role == "bonafide") & (table.multi != "")]
+    # With a handful of training voices, validation can only be other clips of theirs; test voices are always others.
+    few = real[real.multi == "train"].speaker.nunique() < FEW_VOICES
+    part = real.multi.replace("validation", "train") if few else real.multi
+    splits = part.groupby(real.speaker).nunique()
     if (splits > 1).any():
         raise LeakError(f"multi: a speaker is in two splits: {splits.index[splits > 1].tolist()}")
 

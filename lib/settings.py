@@ -20,7 +20,12 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
-    corpus: str = "embedded"  # embedded (Debian packages) or librispeech (needs the network)
+    corpus: str = "embedded"  # embedded (Debian packages) or librispeech (needs the network); the next four replace it
+    train: tuple[str, ...] = ()  # corpora of bona fide training speech, NAME:FOLDER joined by +, see lib/roles.py
+    validation: tuple[str, ...] = ()  # of held-out bona fide speech; empty: a share of the training corpora
+    test: tuple[str, ...] = ()  # of bona fide and fake test speech
+    single: tuple[str, ...] = ()  # of the one-speaker experiment; empty: the test voice with the most clips
+    fakes_per_generator: int = 60  # at most this many test clips of each generator of such a corpus
     single_train: int = 280  # clips of the one speaker that the student is fitted on
     single_validation: int = 300  # held-out clips of that speaker: selection, scaling, thresholds
     single_test: int = 40  # test clips of that speaker

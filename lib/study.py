@@ -304,7 +304,7 @@ def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: 
             row["eer_low"], row["eer_high"] = metrics.clustered_bootstrap(
                 lambda one, two: metrics.equal_error_rate(one, two)[0], *given, seed=seed)
         rows.append(row)
-    order = {"copysynth": 0, "tts": 1, "control": 2}
+    order = {"copysynth": 0, "tts": 1, "spoof": 2, "control": 3}
     return pd.DataFrame(rows).sort_values("kind", key=lambda kind: kind.map(order), kind="stable").reset_index(drop=True)
 
 

@@ -64,7 +64,7 @@ def test_validation_parts_are_disjoint_and_stable():
 def test_librispeech_in_place_of_debian_packages(tmp_path):
     import soundfile
 
-    from lib.protocols import librispeech_sources
+    from lib.roles import librispeech_sources
     from tests.conftest import toy_speech
 
     for speaker in range(100, 112):

@@ -1,0 +1,128 @@
+"""Any corpus in any role: who ends up in which split, which fakes are test clips, and what is refused."""
+
+import pytest
+import soundfile
+
+from lib import protocols
+from lib.layouts import DatasetError
+from lib.protocols import check_table, prepare, single_budget
+from lib.roles import RoleError, cast_of, roles_of
+from lib.settings import Data, load_settings
+from tests.conftest import toy_speech
+
+
+def speech(path, seed, rate_hz=16_000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, toy_speech(1.3, seed), rate_hz)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Small trees: LibriSpeech without validation, ASVspoof 2019 LA's evaluation, LJSpeech and copies of it by two vocoders."""
+    home = tmp_path_factory.mktemp("corpora")
+    for speaker in range(100, 110):
+        folder = home / "LibriSpeech" / "train-clean-100" / str(speaker) / "1"
+        names = [f"{speaker}-1-{index:04d}" for index in range(3)]
+        for index, name in enumerate(names):
+            speech(folder / f"{name}.flac", 10 * speaker + index)
+        (folder / f"{speaker}-1.trans.txt").write_text("".join(f"{name} WORDS\n" for name in names))
+    lines = [f"LA_{10 + index % 3:04d} LA_E_{index:07d} - {'-' if index < 9 else f'A{7 + index % 2:02d}'} "
+             f"{'bonafide' if index < 9 else 'spoof'}\n" for index in range(19)]
+    protocol = home / "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.eval.trl.txt"
+    protocol.parent.mkdir(parents=True)
+    protocol.write_text("".join(lines))
+    for index in range(19):
+        speech(home / f"LA/ASVspoof2019_LA_eval/flac/LA_E_{index:07d}.flac", 200 + index)
+    names = [f"LJ001-{index:04d}" for index in range(20)]
+    for index, name in enumerate(names):
+        speech(home / f"LJ/wavs/{name}.wav", 300 + index)
+        speech(home / f"WaveFake/ljspeech_melgan/{name}_gen.wav", 400 + index)
+        speech(home / f"WaveFake/ljspeech_waveglow/{name}.wav", 500 + index)
+    (home / "LJ/metadata.csv").write_text("".join(f"{name}|words|words\n" for name in names))
+    return home
+
+
+def options(home, **changes):
+    given = {"train": "librispeech:{}/LibriSpeech", "test": "asvspoof2019la:{}/LA", "single": "lj_speech:{}/LJ+wavefake:{}/WaveFake"}
+    return Data(**{name: tuple(filter(None, text.replace("{}", str(home)).split("+"))) for name, text in (given | changes).items()},
+                single_train=8, single_validation=6, single_test=4, multi_train_per_speaker=2, multi_validation_per_speaker=2,
+                multi_test_per_speaker=2, development=2, fakes_per_generator=3, generators=("control_resample",))
+
+
+@pytest.fixture(scope="module")
+def table(corpora, tmp_path_factory):
+    home = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, "DATA", home)
+        patch.setattr(protocols, "CLIPS", home / "clips")
+        yield prepare(options(corpora), workers=1)[0]
+
+
+def test_the_clip_table_of_three_corpora(table):
+    check_table(table)
+    real = table[table.role == "bonafide"]
+    assert real.single.value_counts().to_dict() == {"train": 8, "validation": 6, "test": 4, "": len(real) - 18}
+    assert set(real.speaker[real.single != ""]) == {"ljspeech-LJ"}
+    voices = real[real.multi != ""].groupby("multi").speaker.agg(set).to_dict()
+    assert len(voices["train"]) == 8  # three of four are dealt to training, the rest to validation
+    assert len(voices["train"]) + len(voices["validation"]) == 10 and not voices["train"] & voices["validation"]
+    assert voices["test"] == {"ljspeech-LJ", *(f"asvspoof2019_la-LA_{number:04d}" for number in (10, 11, 12))}
+    assert set(real.corpus) == {"librispeech", "asvspoof2019_la", "ljspeech"} and not table.clip_id.str.contains(" ").any()
+
+
+def test_fakes_of_corpora_are_test_clips_and_copies_follow_their_parents(table):
+    fakes = table[table.role.isin(["spoof", "copysynth", "tts"])]
+    assert fakes.groupby("generator").size().to_dict() == {
+        "asvspoof2019_la-A07": 3, "asvspoof2019_la-A08": 3, "wavefake-melgan": 3, "wavefake-waveglow": 3}
+    attacks, copies = fakes[fakes.corpus == "asvspoof2019_la"], fakes[fakes.corpus == "wavefake"]
+    assert set(attacks.multi) == {"test"} and set(attacks.single) == {""}
+    parents = table.set_index("clip_id").loc[copies.parent]
+    assert set(parents.single) == {"test"} and copies.single.tolist() == parents.single.tolist()
+    assert copies.multi.tolist() == parents.multi.tolist()
+
+
+def test_corpora_with_splits_give_their_own_and_others_are_named(corpora):
+    cast = cast_of(options(corpora, single=""))
+    assert cast.voice.startswith("asvspoof2019_la-LA_") and {source.split for source in cast.sources} == {"train", "validation", "test"}
+    with pytest.raises(RoleError, match=r"no split 'validation', only \['train'\]"):
+        cast_of(options(corpora, validation="librispeech@validation:{}/LibriSpeech"))
+
+
+def test_one_voice_is_shared_out_by_clip_but_never_with_test(corpora):
+    cast = cast_of(options(corpora, train="ljspeech:{}/LJ", single=""))
+    split = {source.clip_id: source.split for source in cast.sources if source.corpus == "ljspeech"}
+    assert set(split.values()) == {"train", "validation"} and len(split) == 20
+    with pytest.raises(RoleError, match="no test voice may be fitted on"):
+        cast_of(options(corpora, train="ljspeech:{}/LJ", test="ljspeech:{}/LJ", single=""))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"train": ""}, "at least"),
+    ({"test": "wavefake:{}/WaveFake"}, "no bona fide clips for test"),
+    ({"train": "vctk:{}/none"}, "was taken from vctk"),
+    ({"train": "librispeach:{}/LibriSpeech"}, "expected NAME:FOLDER.*librispeech.*found"),
+    ({"train": "librispeech"}, "expected NAME:FOLDER"),
+    ({"train": "embedded:{}"}, "embedded takes no folder"),
+    ({"train": "librispeech@dev:{}/LibriSpeech"}, "SPLIT among train"),
+    ({"train": "ljspeech:{}/LJ"}, "nothing is left for train"),
+])
+def test_roles_that_cannot_be_played(corpora, changes, message):
+    with pytest.raises(RoleError, match=message):
+        cast_of(options(corpora, **changes))
+
+
+def test_a_missing_folder_says_where_to_get_the_corpus(corpora):
+    with pytest.raises(DatasetError, match="datashare.ed.ac.uk.*ODC-By"):
+        cast_of(options(corpora, test="asvspoof2019_la:{}/none"))
+
+
+def test_roles_are_written_in_options():
+    data = load_settings("smoke", 0, "data.train=librispeech@train:/d/L+ljspeech:/d/J,data.test=embedded").data
+    assert [(role.corpus, role.folder, role.split) for role in roles_of(data.train)] == [
+        ("librispeech", "/d/L", "train"), ("ljspeech", "/d/J", "")]
+    assert roles_of(data.test)[0].corpus == "embedded"
+
+
+def test_a_voice_with_fewer_clips_than_wanted_keeps_the_proportions():
+    assert single_budget(Data(single_train=60, single_validation=20, single_test=20), 50) == {"train": 30, "validation": 10, "test": 10}
+    assert single_budget(Data(single_train=6, single_validation=2, single_test=2), 50) == {"train": 6, "validation": 2, "test": 2}
