@@ -12,7 +12,7 @@ from lib.settings import RATE_HZ, Channel, View
 
 FLOOR = 1e-5
 """Floor of magnitudes before the logarithm; 40 dB below the channel's own noise, so it never shapes a score."""
-GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1}
+GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4}
 
 
 def channel_count(groups: tuple[str, ...]) -> int:
@@ -75,6 +75,17 @@ def _unit(step: torch.Tensor) -> list[torch.Tensor]:
     return [unit.real, unit.imag]
 
 
+def _pulses(audio: torch.Tensor, view: View, hop: int, size: int, frames: int) -> list[torch.Tensor]:
+    """Log-magnitudes through a window of `pulse_s`, four of them a hop apart by a quarter: one plane each, on the image's rows.
+
+    Few bins are enough for so short a window; each is repeated to the spacing of the image's rows.
+    """
+    parts, small = GROUP_SIZES["pulse"], 128
+    fine = _log_level(_stft(audio, small, hop // parts, view.pulse_s), view.pulse_s)
+    fine = torch.nn.functional.pad(fine, (parts // 2, frames * parts)).repeat_interleave(size // small, -2)[..., : size // 2 + 1, :]
+    return [fine[..., part : part + frames * parts : parts] for part in range(parts)]
+
+
 def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
     """Images of a batch of recordings: (batch, samples) at 16 kHz -> (batch, channel, frequency, frame) float32.
 
@@ -94,6 +105,8 @@ def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
             planes.append(_log_level(spectrum, view.window_s))
         elif group == "short":
             planes.append(_log_level(_stft(audio, size, hop, view.short_s), view.short_s))
+        elif group == "pulse":
+            planes += _pulses(audio, view, hop, size, spectrum.shape[-1])
         elif group == "advance":
             step = spectrum[..., 1:] * spectrum[..., :-1].conj()
             turn = torch.arange(spectrum.shape[-2], device=audio.device)[:, None] * (-2j * np.pi * hop / size)

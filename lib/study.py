@@ -62,6 +62,7 @@ class Study:
     def __init__(self, settings: Settings, notebook: str = "00") -> None:
         self.settings, self.notebook = settings, notebook
         self.folder = RUNS / settings.preset
+        self._teachers: dict[str, tuple[nn.Module, pd.DataFrame, str]] = {}
         seeds.pin(settings.seed, settings.run.threads)
 
     @classmethod
@@ -77,7 +78,7 @@ class Study:
     def variant(self, **changes: object) -> Study:
         """As `with_options`, but with this study's clips and teacher: for ablations of what comes after the teacher."""
         other = self.with_options(**changes)
-        other.__dict__["clips"], other.__dict__["_teacher"] = self.clips, self._teacher
+        other.__dict__["clips"], other._teachers = self.clips, self._teachers
         return other
 
     # --- data ----------------------------------------------------------------------------------------------------------
@@ -138,26 +139,31 @@ class Study:
         return digest_of([VERSION, settings.seed, dataclasses.asdict(settings.channel), dataclasses.asdict(settings.view),
                           training, settings.run.threads, *parts])
 
-    @cached_property
-    def _teacher(self) -> tuple[nn.Module, pd.DataFrame, str]:
-        # The teacher hears the training voices of the multi-speaker corpus in both experiments; none is a test voice.
-        train, held_out = self.part("multi", "train"), self.part("multi", "selection")
-        network = self.settings.network
-        key = self._key("teacher", network.teacher, network.teacher_width, network.levels,
-                        network.standardise, sorted(train.sha256), sorted(held_out.sha256))
-        say(f"teacher: {network.teacher}")
-        teacher, history = train_teacher(
-            ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
-            self.folder / "checkpoints" / f"teacher-{key}", key, say)
-        return teacher, history, key
+    def _teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
+        voices = experiment if self.settings.network.teacher_speech == "own" else "multi"
+        if voices not in self._teachers:
+            train, held_out = self.part(voices, "train"), self.part(voices, "selection")
+            network = self.settings.network
+            key = self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise,
+                            sorted(train.sha256), sorted(held_out.sha256))
+            say(f"teacher: {network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
+            teacher, history = train_teacher(
+                ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+                self.folder / "checkpoints" / f"teacher-{key}", key, say)
+            self._teachers[voices] = teacher, history, key
+        return self._teachers[voices]
 
-    def teacher(self) -> tuple[nn.Module, pd.DataFrame]:
-        """The frozen teacher and its training curve (empty where nothing was trained)."""
-        return self._teacher[:2]
+    def teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame]:
+        """The frozen teacher of an experiment and its training curve (empty where nothing was trained).
+
+        It hears the experiment's own bona fide training clips, or with `network.teacher_speech=multi` the training voices of
+        the multi-speaker experiment in both; never a test clip.
+        """
+        return self._teacher(experiment)[:2]
 
     def student(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
         """The frozen student of an experiment, its curve and its key."""
-        teacher, _, teacher_key = self._teacher
+        teacher, _, teacher_key = self._teacher(experiment)
         train, held_out = self.part(experiment, "train"), self.part(experiment, "selection")
         key = self._key("student", dataclasses.asdict(self.settings.network), teacher_key, sorted(train.sha256),
                         sorted(held_out.sha256))
@@ -172,7 +178,7 @@ class Study:
 
         `scaling_part="train"` fits the scaling on the student's own training clips instead, for the ablation.
         """
-        teacher, _, _ = self._teacher
+        teacher, _, _ = self._teacher(experiment)
         student, _, key = self.student(experiment)
         scaling, threshold = self.part(experiment, scaling_part), self.part(experiment, "threshold")
         if scaling_part == "train":
@@ -225,13 +231,14 @@ class Study:
         clips = clips[clips[experiment] == "test"]
         train = self.part(experiment, "train").head(300)
         fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
-        key = digest_of([VERSION, self._key(self._teacher[2]), train.sha256.tolist(), clips.sha256.tolist(), fakes.sha256.tolist()])
+        key = digest_of([VERSION, self._key(self._teacher(experiment)[2]), train.sha256.tolist(), clips.sha256.tolist(),
+                         fakes.sha256.tolist()])
         path = self.folder / "baselines" / f"{key}.parquet"
         if path.exists():
             return pd.read_parquet(path)
         fitting, scored, spoof = self.prepared(train), self.prepared(clips), self.prepared(fakes)
         view, channel = self.settings.view, self.settings.channel
-        features = lambda audio: self._teacher[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
+        features = lambda audio: self._teacher(experiment)[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
         tables = []
         for entry in BASELINES.values():
             began = time.time()
