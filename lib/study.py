@@ -6,7 +6,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +28,8 @@ from lib.runner import provenance
 from lib.settings import Scoring, Settings, load_settings
 from lib.spectrograms import image
 from lib.training import ClipReader, train_student, train_teacher
+
+Result = TypeVar("Result")
 
 VERSION = 1
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
@@ -129,7 +134,21 @@ class Study:
 
     def prepared(self, clips: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
         """Clips after the shared channel: (audio (samples,), active (20 ms frame,))."""
-        return [apply_channel(read_audio(DATA / path, strict=False)[0], self.settings.channel) for path in clips.path]
+        return list(self._each(clips, lambda clip: clip))
+
+    def _each(self, clips: pd.DataFrame, work: Callable[[tuple[np.ndarray, np.ndarray]], Result]) -> Iterator[Result]:
+        """`work` of every clip after the channel, in order: clips side by side on one thread each, which is faster than one
+        clip on all threads and gives the same bits whatever their number."""
+        def done(path: str) -> Result:
+            return work(apply_channel(read_audio(DATA / path, strict=False)[0], self.settings.channel))
+
+        threads = self.settings.run.threads
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(done, clips.path)
+        finally:
+            torch.set_num_threads(threads)
 
     # --- networks --------------------------------------------------------------------------------------------------------
 
@@ -204,9 +223,9 @@ class Study:
         path = self.folder / "statistics" / f"{key}.npz"
         if not path.exists():
             rows, progress = [], Progress()
-            for number, (audio, active) in enumerate(self.prepared(clips)):
-                rows.append(detector.statistics(audio, active, kinds, combines))
-                progress("scoring clips", number + 1, len(clips))
+            for row in self._each(clips, lambda clip: detector.statistics(*clip, kinds, combines)):
+                rows.append(row)
+                progress("scoring clips", len(rows), len(clips))
             with atomic(path) as temporary:
                 np.savez(temporary, **{name.replace("/", "|"): np.stack([row[name] for row in rows]) for name in rows[0]})
         with np.load(path) as saved:
