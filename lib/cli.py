@@ -40,13 +40,20 @@ def parser() -> Parser:
         one.set_defaults(run=function, parser=one)
         return one
 
+    def settable(one: Parser) -> None:
+        one.add_argument("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="an option, such as seed=1")
+
     one = command(commands.study, "run the notebooks in order and write reports/index.html")
     one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
     one.add_argument("--only", action="append", default=[], metavar="NN", help="run this notebook only; may be repeated")
     one.add_argument("--from", dest="start", default="", metavar="NN", help="start at this notebook")
-    one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option, such as seed=1; repeatable")
+    settable(one)
     one.add_argument("--force", action="store_true", help="run stages again that are unchanged")
     one.add_argument("--plan", action="store_true", help="only say what would run, and its time, memory and disk")
+    one = command(commands.train, "train the detectors alone, without notebooks; under `accelerate launch` in several processes")
+    one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
+    one.add_argument("--experiment", action="append", default=[], choices=["single", "multi"], help="default: both")
+    settable(one)
     one = command(commands.verify, "compare the tables of the last run with reports/reference; exit code 1 on any red one")
     one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
     one = command(commands.pdf, "print reports as PDF through Chromium (Debian: apt-get install chromium)")
@@ -89,6 +96,11 @@ def _own_recordings(command: Callable[..., Parser]) -> None:
     one.add_argument("--csv", metavar="FILE", help="write one row a recording")
     one.add_argument("--html", metavar="FILE", help="write a page with one row a recording")
     one.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    one.add_argument("--manifest", metavar="FILE", help="score a whole corpus instead: a table of `data --out`, or a folder; resumes, and "
+                     "runs in several processes under `accelerate launch`")
+    one.add_argument("--root", metavar="DIR", help="the folder below which the manifest's paths are")
+    one.add_argument("--out", metavar="FILE", help="score file of the manifest, score up = bona fide")
+    one.add_argument("--form", default="asvspoof5", choices=["asvspoof2021", "asvspoof5"], help="of that file (asvspoof5)")
     one = command(commands.report, "one page on one recording: player, maps, where it is anomalous; works without a network")
     one.add_argument("file", metavar="FILE")
     one.add_argument("--html", metavar="FILE", required=True)

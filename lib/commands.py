@@ -39,6 +39,36 @@ def study(given: argparse.Namespace) -> int:
     return 0
 
 
+def train(given: argparse.Namespace) -> int:
+    import contextlib
+    import os
+
+    from lib.plan import planned
+    from lib.study import Study
+    from lib.training import engine_of
+
+    settings, _ = _settings(given)
+    engine = engine_of(settings)
+    with contextlib.ExitStack() as stack:
+        if not engine.main:  # the main process speaks for all
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        study = Study(settings)
+        with engine.main_first():
+            if engine.main:
+                planned(settings).require_disk()
+            clips = len(study.clips)
+        print(f"{clips} clips; training on {engine.device} in {engine.world} process{'es' if engine.world > 1 else ''}", flush=True)
+        experiments = given.experiment or ["single", "multi"]
+        for name in experiments:
+            study.student(name)
+        if engine.main:
+            for name in experiments:
+                detector = study.detector(name)
+                print(f"{name}: {study.folder / 'detectors'}/{name}-{detector.key}")
+        engine.wait()
+    return 0
+
+
 def verify(given: argparse.Namespace) -> int:
     from lib.runner import verify as compared
     from lib.settings import load_settings
@@ -75,7 +105,31 @@ def pdf(given: argparse.Namespace) -> int:
 # --- your own recordings ----------------------------------------------------------------------------------------------------
 
 
+def _score_manifest(given: argparse.Namespace) -> int:
+    from lib.engine import current
+    from lib.shards import read_manifest, score_manifest
+
+    others = (given.files, given.folder, given.json, given.csv, given.html, given.channel is not None, given.jobs != 1)
+    if not given.out or any(others):
+        raise UsageError("--manifest takes --out, --root, --form and --detector, and no files or other outputs; for several processes "
+                         "start it with `accelerate launch`")
+    engine, table = current("cpu"), read_manifest(given.manifest, given.root)
+
+    def progress(done: int, blocks: int) -> None:
+        if engine.main and (done * 10 // blocks != (done - 1) * 10 // blocks):
+            print(f"{done}/{blocks} blocks", flush=True)
+
+    found = score_manifest(table, given.out, engine, given.detector, given.form, progress)
+    if found is None:
+        return 0
+    left = int(found.anomaly.isna().sum())
+    print(f"{given.out}: {len(found) - left} clips scored" + (f", {left} could not be: {given.out}.unscored.csv" if left else ""))
+    return 1 if left else 0
+
+
 def score(given: argparse.Namespace) -> int:
+    if given.manifest:
+        return _score_manifest(given)
     from lib.recordings import audio_files, judged_all, load_detector
     from lib.verdicts import UNKNOWN, as_json
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,15 +272,17 @@ class Detector:
         scoring = self.settings.scoring
         return (scoring.scaling,), (scoring.combine,) if scoring.pooling in POOLINGS else ()
 
-    def _stacked(self, clips: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _stacked(self, clips: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
         rows = [self.statistics(audio, active, *self._wanted()) for audio, active in clips]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     # --- fitting on bona fide speech ----------------------------------------------------------------------------------
 
     def fit_scaling(self, clips: Iterable[tuple[np.ndarray, np.ndarray]], ids: list[str]) -> None:
-        """Fit discrepancy scaling and typicality on bona fide clips after the channel that the student was not fitted on."""
-        clips = list(clips)
+        """Fit discrepancy scaling and typicality on bona fide clips after the channel that the student was not fitted on.
+
+        They are passed over twice; a sequence that reads its clips when asked for keeps memory flat."""
+        clips = clips if isinstance(clips, Sequence) else list(clips)
         self.scaling = Scaling.fit((self.clip_residuals(audio, active)[1] for audio, active in clips), self.extent)
         profiles = self._stacked(clips)[f"profile/{self.settings.scoring.scaling}"]
         self.typicality = Typicality.fit(profiles)
@@ -288,7 +290,7 @@ class Detector:
 
     def fit_threshold(self, clips: Iterable[tuple[np.ndarray, np.ndarray]], ids: list[str]) -> None:
         """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds."""
-        self.calibration = np.sort(self.anomaly_of(self._stacked(list(clips))))
+        self.calibration = np.sort(self.anomaly_of(self._stacked(clips)))
         self.fitted_on["threshold"] = list(ids)
 
     def fit(self, paths: Iterable[Path | str]) -> Detector:

@@ -4,11 +4,13 @@ kept under a name made of everything that it depends on."""
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -22,14 +24,14 @@ from lib.channel import apply_channel
 from lib.detector import Detector, Typicality
 from lib.discrepancy import SCALINGS
 from lib.exhibits import Exhibits
-from lib.paths import DATA, REPORTS, RUNS, atomic, digest_of, write_json
+from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
 from lib.runner import provenance
-from lib.settings import Scoring, Settings, load_settings
+from lib.settings import Channel, Scoring, Settings, load_settings
 from lib.spectrograms import image
 from lib.training import ClipReader, train_student, train_teacher
 
-Result = TypeVar("Result")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 VERSION = 1
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
@@ -57,6 +59,33 @@ class Progress:
             say(text)
 
 
+BLOCK = 64
+"""Clips whose statistics are written together."""
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with atomic(path) as temporary:
+        np.savez(temporary, **{name.replace("/", "|"): array for name, array in arrays.items()})
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as saved:
+        return {name.replace("|", "/"): saved[name] for name in saved.files}
+
+
+class PreparedClips(Sequence):
+    """Clips after the shared channel, each read anew when asked for, so that memory does not grow with their number."""
+
+    def __init__(self, paths: list[Path], channel: Channel) -> None:
+        self.paths, self.channel = paths, channel
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return apply_channel(read_audio(self.paths[index], strict=False)[0], self.channel)
+
+
 class Study:
     """Everything that the notebooks share, computed on the first request.
 
@@ -69,6 +98,7 @@ class Study:
         self.folder = RUNS / settings.preset
         self._teachers: dict[str, tuple[nn.Module, pd.DataFrame, str]] = {}
         seeds.pin(settings.seed, settings.run.threads)
+        clear_stale_once()
 
     @classmethod
     def open(cls, preset: str = "study", seed: int = 0, options: str = "", notebook: str = "00") -> Study:
@@ -132,21 +162,18 @@ class Study:
         test = self.clips[experiment] == "test"
         return self.clips[{"test": test, "development": development}.get(only, test | development)]
 
-    def prepared(self, clips: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Clips after the shared channel: (audio (samples,), active (20 ms frame,))."""
-        return list(self._each(clips, lambda clip: clip))
+    def prepared(self, clips: pd.DataFrame) -> PreparedClips:
+        """Clips after the shared channel: (audio (samples,), active (20 ms frame,)), read when asked for."""
+        return PreparedClips([DATA / path for path in clips.path], self.settings.channel)
 
-    def _each(self, clips: pd.DataFrame, work: Callable[[tuple[np.ndarray, np.ndarray]], Result]) -> Iterator[Result]:
-        """`work` of every clip after the channel, in order: clips side by side on one thread each, which is faster than one
-        clip on all threads and gives the same bits whatever their number."""
-        def done(path: str) -> Result:
-            return work(apply_channel(read_audio(DATA / path, strict=False)[0], self.settings.channel))
-
+    def side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`work` of every item in order: items side by side on one thread each, which is faster than one item on all threads
+        and gives the same bits whatever their number."""
         threads = self.settings.run.threads
         torch.set_num_threads(1)
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(done, clips.path)
+                yield from pool.map(work, items)
         finally:
             torch.set_num_threads(threads)
 
@@ -222,14 +249,18 @@ class Study:
         key = digest_of([detector.key, clips.sha256.tolist(), kinds, combines])
         path = self.folder / "statistics" / f"{key}.npz"
         if not path.exists():
-            rows, progress = [], Progress()
-            for row in self._each(clips, lambda clip: detector.statistics(*clip, kinds, combines)):
-                rows.append(row)
-                progress("scoring clips", len(rows), len(clips))
-            with atomic(path) as temporary:
-                np.savez(temporary, **{name.replace("/", "|"): np.stack([row[name] for row in rows]) for name in rows[0]})
-        with np.load(path) as saved:
-            return {name.replace("|", "/"): saved[name] for name in saved.files}
+            # In parts, so that a killed run goes on where it stopped.
+            prepared, parts, progress = self.prepared(clips), path.with_suffix(".parts"), Progress()
+            blocks = {parts / f"{start:09d}.npz": range(start, min(start + BLOCK, len(clips))) for start in range(0, len(clips), BLOCK)}
+            for part, block in blocks.items():
+                if not part.exists():
+                    rows = list(self.side_by_side(lambda index: detector.statistics(*prepared[index], kinds, combines), block))
+                    _save_arrays(part, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
+                progress("scoring clips", block.stop, len(clips))
+            found = [_arrays(part) for part in blocks]
+            _save_arrays(path, {name: np.concatenate([one[name] for one in found]) for name in found[0]})
+            shutil.rmtree(parts)
+        return _arrays(path)
 
     def scores(self, experiment: str, only: str = "") -> pd.DataFrame:
         """Test and development clips (or `only` one of them) with their anomaly (up = fake), score (up = bona fide) and
@@ -255,7 +286,8 @@ class Study:
         path = self.folder / "baselines" / f"{key}.parquet"
         if path.exists():
             return pd.read_parquet(path)
-        fitting, scored, spoof = self.prepared(train), self.prepared(clips), self.prepared(fakes)
+        # Baselines pass over their clips many times: at most a few hundred training clips are held, and the test clips.
+        fitting, scored, spoof = list(self.prepared(train)), list(self.prepared(clips)), list(self.prepared(fakes))
         view, channel = self.settings.view, self.settings.channel
         features = lambda audio: self._teacher(experiment)[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
         tables = []
