@@ -367,7 +367,7 @@ class Detector:
         maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
         shape = tuple(picture.shape[-2:])
         grown = [self.combined([level], shape, "sum").numpy() for level in maps]
-        anomaly = self.score_prepared(audio, active)
+        anomaly = self.score_residuals(levels)
         return Explanation(anomaly, np.mean(grown, axis=0), grown, picture.numpy(),
                            activity(active, self.settings.view, shape[1]), start_s, self.settings.view.hop_s,
                            row_hz(self.settings.view, self.settings.channel))

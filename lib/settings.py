@@ -107,6 +107,7 @@ class Run:
     seeds: int = 2  # repetitions of every training in notebook 33
     bootstrap: int = 1000  # resamples of every interval
     threads: int = 2
+    training_threads: int = 1  # of one training on a CPU; as many trainings go side by side as fit into `threads`
     device: str = "auto"  # of training: a GPU where there is one, else the CPU; or cpu, cuda, cuda:1, mps
     layout: str = "auto"  # of images in memory: channels_last on a GPU; contiguous on a CPU, where oneDNN crashes at widths below 8
     workers: int = 0  # processes that read and crop training clips ahead of the network; worth it with a GPU

@@ -4,11 +4,12 @@ kept under a name made of everything that it depends on."""
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +30,7 @@ from lib.protocols import DataError, prepare, require_bonafide, save_table, vali
 from lib.runner import provenance
 from lib.settings import Channel, Scoring, Settings, load_settings
 from lib.spectrograms import image
-from lib.training import ClipReader, train_student, train_teacher
+from lib.training import ClipReader, engine_of, steps_done, train_student, train_teacher
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -96,6 +97,7 @@ class Study:
     def __init__(self, settings: Settings, notebook: str = "00") -> None:
         self.settings, self.notebook = settings, notebook
         self.folder = RUNS / settings.preset
+        self.origin = self  # the study whose teachers this one uses
         self._teachers: dict[str, tuple[nn.Module, pd.DataFrame, str]] = {}
         seeds.pin(settings.seed, settings.run.threads)
         clear_stale_once()
@@ -113,7 +115,7 @@ class Study:
     def variant(self, **changes: object) -> Study:
         """As `with_options`, but with this study's clips and teacher: for ablations of what comes after the teacher."""
         other = self.with_options(**changes)
-        other.__dict__["clips"], other._teachers = self.clips, self._teachers
+        other.__dict__["clips"], other.origin = self.clips, self.origin
         return other
 
     # --- data ----------------------------------------------------------------------------------------------------------
@@ -183,19 +185,47 @@ class Study:
         settings = self.settings
         training = {name: value for name, value in vars(settings.training).items() if name != "check_every"}
         return digest_of([VERSION, settings.seed, dataclasses.asdict(settings.channel), dataclasses.asdict(settings.view),
-                          training, settings.run.threads, *parts])
+                          training, settings.run.threads, settings.run.training_threads, *parts])
+
+    def _voices(self, experiment: str) -> str:
+        """The experiment whose bona fide clips the teacher hears."""
+        return experiment if self.settings.network.teacher_speech == "own" else "multi"
+
+    def _fitted_on(self, experiment: str) -> list[list[str]]:
+        return [sorted(self.part(experiment, part).sha256) for part in ("train", "selection")]
+
+    def _teacher_key(self, experiment: str) -> str:
+        network = self.settings.network
+        return self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise,
+                         *self._fitted_on(self._voices(experiment)))
+
+    def _student_key(self, experiment: str) -> str:
+        return self._key("student", dataclasses.asdict(self.settings.network), self.origin._teacher_key(experiment),
+                         *self._fitted_on(experiment))
+
+    def checkpoint(self, experiment: str, student: bool) -> Path:
+        """Folder of the training of an experiment's student or teacher."""
+        kind, key = ("student", self._student_key(experiment)) if student else ("teacher", self.origin._teacher_key(experiment))
+        return self.folder / "checkpoints" / f"{kind}-{key}"
+
+    def untrained(self, experiment: str, student: bool) -> bool:
+        """Whether that training is still to be done, or to be finished."""
+        training, network = self.settings.training, self.settings.network
+        if not student and network.teacher != "perturbation":
+            return False  # nothing is trained
+        return steps_done(self.checkpoint(experiment, student)) < (training.student_steps if student else training.teacher_steps)
 
     def _teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
-        voices = experiment if self.settings.network.teacher_speech == "own" else "multi"
+        if self.origin is not self:
+            return self.origin._teacher(experiment)
+        voices = self._voices(experiment)
         if voices not in self._teachers:
-            train, held_out = self.part(voices, "train"), self.part(voices, "selection")
-            network = self.settings.network
-            key = self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise,
-                            sorted(train.sha256), sorted(held_out.sha256))
-            say(f"teacher: {network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
-            teacher, history = train_teacher(
-                ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
-                self.folder / "checkpoints" / f"teacher-{key}", key, say)
+            train, held_out, key = self.part(voices, "train"), self.part(voices, "selection"), self._teacher_key(experiment)
+            say(f"teacher: {self.settings.network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
+            with seeds.threads(self.settings.run.training_threads):
+                teacher, history = train_teacher(
+                    ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+                    self.checkpoint(experiment, student=False), key, say)
             self._teachers[voices] = teacher, history, key
         return self._teachers[voices]
 
@@ -209,14 +239,13 @@ class Study:
 
     def student(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
         """The frozen student of an experiment, its curve and its key."""
-        teacher, _, teacher_key = self._teacher(experiment)
+        teacher, key = self._teacher(experiment)[0], self._student_key(experiment)
         train, held_out = self.part(experiment, "train"), self.part(experiment, "selection")
-        key = self._key("student", dataclasses.asdict(self.settings.network), teacher_key, sorted(train.sha256),
-                        sorted(held_out.sha256))
         say(f"student: {experiment}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
-        student, history = train_student(
-            teacher, ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
-            self.folder / "checkpoints" / f"student-{key}", key, say)
+        with seeds.threads(self.settings.run.training_threads):
+            student, history = train_student(
+                teacher, ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+                self.checkpoint(experiment, student=True), key, say)
         return student, history, key
 
     def detector(self, experiment: str, scaling_part: str = "scaling") -> Detector:
@@ -332,6 +361,37 @@ class Study:
             moved.save(folder)
         moved.scaling_part = "scaling"
         return moved
+
+
+# --- trainings side by side -------------------------------------------------------------------------------------------------
+
+
+def _train(origin: Settings, settings: Settings, experiment: str, student: bool) -> None:
+    study = Study(settings)
+    study.origin = Study(origin) if origin != settings else study
+    study.student(experiment) if student else study.teacher(experiment)
+
+
+def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
+    """Train the networks of (study, experiment) pairs, `run.threads` at a time, so that later requests find them on disk.
+
+    On the CPU every training has `run.training_threads` for itself, so the bits are those of one training after the other, and
+    two trainings on a thread each take about two thirds of the time that they take in turn on both.
+    """
+    wanted = list(wanted)
+    for student in (False, True):  # a teacher is there before the students that share it
+        jobs = {}
+        for study, experiment in wanted:
+            if study.untrained(experiment, student):
+                jobs.setdefault(study.checkpoint(experiment, student), (study.origin.settings, study.settings, experiment, student))
+        together = wanted[0][0].settings.run.threads // wanted[0][0].settings.run.training_threads
+        if len(jobs) < 2 or together < 2 or engine_of(wanted[0][0].settings).device.type != "cpu":
+            continue  # trained when asked for
+        say(f"{len(jobs)} {'students' if student else 'teachers'} are trained, {together} at a time")
+        with ProcessPoolExecutor(together, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for number, done in enumerate(as_completed([pool.submit(_train, *job) for job in jobs.values()])):
+                done.result()
+                say(f"{number + 1} of {len(jobs)} trained")
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------------

@@ -199,6 +199,12 @@ def fit(network: nn.Module, draw: Draw, loss: Callable[[np.ndarray, np.random.Ge
     return pd.DataFrame(saved["history"])
 
 
+def steps_done(folder: Path) -> int:
+    """Steps of the training that `folder` holds; 0 where there is none."""
+    sheet = Path(folder) / "checkpoint.json"
+    return json.loads(sheet.read_text())["step"] if sheet.exists() else 0
+
+
 def engine_of(settings: Settings) -> Engine:
     return current(settings.run.device, settings.run.layout)
 

@@ -4,6 +4,7 @@ import torch
 
 from lib.channel import apply_channel
 from lib.detector import Detector, DetectorError, Typicality, folded
+from lib.spectrograms import channel_count
 from tests.conftest import RATE, toy_speech
 
 
@@ -12,7 +13,8 @@ def prepared(detector, seconds=2.0, seed=3):
 
 
 def test_folded_networks_are_the_same_function(tiny_detector):
-    picture = torch.randn(1, 6, 192, 80, generator=torch.Generator().manual_seed(0))
+    planes = channel_count(tiny_detector.settings.view.channels)
+    picture = torch.randn(1, planes, 192, 80, generator=torch.Generator().manual_seed(0))
     for network in (tiny_detector.teacher, tiny_detector.student):
         for one, two in zip(network(picture), folded(network)(picture)):
             assert torch.allclose(one, two, atol=1e-3 * float(one.abs().max()))

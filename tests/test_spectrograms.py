@@ -14,7 +14,7 @@ def tone(hertz, seconds=1.0):
 
 def test_shape_and_axes():
     picture = image(tone(1000), VIEW, CHANNEL)
-    assert picture.shape == (1, 6, VIEW.bins, 1 + RATE_HZ // 128)
+    assert picture.shape == (1, 10, VIEW.bins, 1 + RATE_HZ // 128)
     hertz = row_hz(VIEW, CHANNEL)
     assert hertz[0] == pytest.approx(62.5) and np.all(np.diff(hertz) == pytest.approx(31.25))
     assert frame_s(VIEW, 3) == pytest.approx([0, 0.008, 0.016])
