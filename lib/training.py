@@ -26,7 +26,7 @@ from lib.perturbations import KINDS, perturbed, truth_image
 from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
 from lib.settings import RATE_HZ, Channel, Settings
 from lib.spectrograms import channel_count, channel_slice, image
-from lib.whisper import WhisperPyramid
+from lib.whisper import WhisperPyramid, weights_path
 
 
 class CheckpointError(RuntimeError):
@@ -271,6 +271,15 @@ def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings,
         target = truth_image(truth, size, settings.channel.low_hz, settings.channel.high_hz, logits.shape[2:])
         total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=logits.new_tensor(2.0))
     return total
+
+
+def teacher_lack(kind: str) -> str:
+    """Why a teacher cannot be had on this machine, with the command that installs it; empty where it can."""
+    try:
+        {"whisper": weights_path, "imagenet": lambda: EfficientNetPyramid(pretrained=True)}.get(kind, str)()
+    except ImportError as error:
+        return str(error)
+    return ""
 
 
 def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,

