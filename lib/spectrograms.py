@@ -70,6 +70,11 @@ def _log_level(spectrum: torch.Tensor, window_s: float) -> torch.Tensor:
     return (torch.log(spectrum.abs() / np.sqrt(window_s * RATE_HZ) + FLOOR) + 5.5) / 1.8
 
 
+def level_power(level: torch.Tensor) -> torch.Tensor:
+    """The inverse of the plane "level": its power, as the squared magnitude over the window's number of samples."""
+    return ((level * 1.8 - 5.5).exp() - FLOOR).clamp_min(0) ** 2
+
+
 def _unit(step: torch.Tensor) -> list[torch.Tensor]:
     unit = step / (step.abs() + 1e-9)
     return [unit.real, unit.imag]
