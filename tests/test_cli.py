@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,11 +15,15 @@ import pytest
 import soundfile
 
 from lib import commands
-from lib.cli import main
+from lib.cli import main, parser
+from lib.commands import _settings as commands_settings
 from lib.html import remote_urls
 from lib.plan import Plan, PlanError, duration, planned, size, stated_seconds
+from lib.roles import roles_of
 from lib.runner import notebooks
 from lib.settings import RATE_HZ, load_settings
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -244,3 +251,22 @@ def test_pdf_without_a_browser_says_how_to_get_one(capsys, monkeypatch, tmp_path
 
 def test_two_pages_of_one_name_are_not_printed_over_each_other(capsys, tmp_path):
     assert "one name" in failed(capsys, 2, "pdf", "a/page.html", "b/page.html", "--out", tmp_path)
+
+
+# --- several machines -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_for_slurm_is_a_script_whose_commands_are_understood():
+    path = ROOT / "examples" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
+    text = path.read_text().replace("\\\n", " ")
+    found = [line.partition(" -m lib ")[2] for line in text.splitlines() if re.match(r'(launch|"\$PYTHON") -m lib ', line)]
+    values = {"CORPORA": "/data", "SCORES": "scores.tsv", "DETECTOR": "detector"}
+    commands = [shlex.split(re.sub(r"\$(\w+)", lambda name: values[name[1]], line.partition("||")[0])) for line in found]
+    assert [words[0] for words in commands] == ["study", "train", "data", "score", "data", "evaluate"]
+    given = [parser().checked(words) for words in commands]
+    settings, _ = commands_settings(given[1])
+    assert settings.preset == "paper" and settings.training.batch % 8 == 0, "two nodes of four GPUs share a batch"
+    roles = {part: roles_of(getattr(settings.data, part)) for part in ("train", "validation", "test", "single")}
+    assert [role.corpus for role in roles["test"]] == ["asvspoof2019_la", "in_the_wild"] and roles["train"][0].split == "train"
+    assert given[3].form == "asvspoof2021" and given[3].manifest == given[2].out
