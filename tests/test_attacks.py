@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from lib.attacks import TAPS, Target, anomaly_tensor, attack_table, filtered, image_map, learned_filter, moved_image, pictured
+from lib.channel import apply_channel
+from lib.detector import Detector
+from tests.conftest import toy_speech
+
+
+@pytest.fixture(scope="module")
+def target(tiny_detector):
+    torch.set_num_threads(1)
+    return Target.of(tiny_detector)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_detector):
+    return apply_channel(toy_speech(1.5, 50, 220.0), tiny_detector.settings.channel)
+
+
+@pytest.mark.parametrize("scoring", [{}, {"pooling": "profile"}, {"pooling": "mean", "scaling": "frequency"},
+                                     {"pooling": "top", "scaling": "level"}, {"pooling": "quantile", "scaling": "none"},
+                                     {"pooling": "max", "scaling": "element", "combine": "product"}])
+def test_the_differentiable_score_is_the_detectors_own(tiny_detector, clip, scoring):
+    settings = tiny_detector.settings.with_options({f"scoring.{name}": value for name, value in scoring.items()})
+    other = Detector(settings, tiny_detector.teacher, tiny_detector.student)
+    other.scaling, other.typicality = tiny_detector.scaling, tiny_detector.typicality
+    found = Target.of(other)
+    picture = pictured(found, torch.from_numpy(clip[0])).requires_grad_(True)
+    anomaly = anomaly_tensor(found, picture, clip[1])
+    assert float(anomaly) == pytest.approx(other.score_prepared(*clip), rel=1e-3, abs=1e-5)
+    slope, = torch.autograd.grad(anomaly, picture)
+    assert torch.isfinite(slope).all() and slope.abs().max() > 0
+
+
+def test_the_slope_is_the_change_of_the_score(target, clip):
+    picture = pictured(target, torch.from_numpy(clip[0])).requires_grad_(True)
+    slope, = torch.autograd.grad(anomaly_tensor(target, picture, clip[1]), picture)
+    step = 1e-3 * slope / slope.norm()
+    with torch.no_grad():
+        up, down = (float(anomaly_tensor(target, picture + sign * step, clip[1])) for sign in (1, -1))
+    assert (up - down) / 2e-3 == pytest.approx(float(slope.norm()), rel=0.1)
+
+
+def test_a_learned_filter_lowers_the_score_of_what_it_was_learned_on(target, clip):
+    shape = learned_filter(target, [clip], steps=6)
+    assert shape.shape == (TAPS,) and np.isfinite(shape).all()
+    audio = torch.from_numpy(filtered(clip[0], shape))
+    with torch.no_grad():
+        before, after = (float(anomaly_tensor(target, pictured(target, one), clip[1])) for one in (torch.from_numpy(clip[0]), audio))
+    assert after < before
+
+
+def test_the_identity_filter_changes_nothing(clip):
+    shape = np.zeros(TAPS)
+    shape[TAPS // 2] = 1.0
+    assert np.allclose(filtered(clip[0], shape), clip[0], atol=1e-6)
+    doubled = filtered(clip[0], 2 * shape)
+    assert np.allclose(doubled, clip[0], atol=1e-6), "the level is kept"
+
+
+def test_a_moved_image_stays_within_reach_and_scores_lower(target, clip):
+    picture = pictured(target, torch.from_numpy(clip[0]))
+    moved = moved_image(target, picture, clip[1], epsilon=0.05, steps=3)
+    assert float((moved - picture).abs().max()) <= 0.05 + 1e-6
+    with torch.no_grad():
+        assert float(anomaly_tensor(target, moved, clip[1])) < float(anomaly_tensor(target, picture, clip[1]))
+
+
+def test_the_map_of_an_image_is_the_detectors_own(target, clip):
+    drawn = image_map(target, pictured(target, torch.from_numpy(clip[0])))
+    assert np.allclose(drawn, target.detector.explain_prepared(*clip).map, rtol=1e-2, atol=1e-2)
+
+
+def test_the_table_counts_what_passes(tiny_detector):
+    import pandas as pd
+
+    calibration = tiny_detector.calibration
+    rows = pd.DataFrame({"generator": "x", "before": calibration.max() + np.array([1.0, 2.0]), "after": calibration.min() - 1})
+    table = attack_table(tiny_detector, calibration, rows)
+    row = table.iloc[0]
+    assert (row["AUC before"], row["AUC after"], row["passing before"], row["passing after"]) == (1.0, 0.0, 0.0, 1.0)
