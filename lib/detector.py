@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lib.channel import FRAME, apply_channel, pass_channel
-from lib.discrepancy import LOCAL_HZ, LOCAL_S, SCALINGS, Scaling, residual
+from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, residual
 from lib.paths import atomic, file_digest, write_json
 from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
 from lib.settings import RATE_HZ, Channel, Data, Network, Run, Scoring, Settings, Training, View
@@ -214,11 +214,10 @@ class Detector:
         return torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), min(bands, mean.shape[-1])).flatten()
                           for mean in means]).numpy()
 
-    @property
-    def extent(self) -> list[tuple[int, int]]:
-        """Rows and frames of the signed residual's neighbourhood at each level."""
+    def extents(self, seconds: float, hertz: float) -> list[tuple[int, int]]:
+        """Rows and frames of a neighbourhood of `seconds` and `hertz` at each level."""
         view, channel = self.settings.view, self.settings.channel
-        frames, rows = round(LOCAL_S / view.hop_s), round(LOCAL_HZ / (channel.high_hz - channel.low_hz) * view.bins)
+        frames, rows = round(seconds / view.hop_s), round(hertz / (channel.high_hz - channel.low_hz) * view.bins)
         probe = torch.zeros(1, channel_count(view.channels), view.bins, 64)
         with torch.no_grad():
             strides = [(view.bins / level.shape[2], 64 / level.shape[3]) for level in self.teacher(probe)]
@@ -286,7 +285,10 @@ class Detector:
 
         They are passed over twice; a sequence that reads its clips when asked for keeps memory flat."""
         clips = clips if isinstance(clips, Sequence) else list(clips)
-        self.scaling = Scaling.fit((self.clip_residuals(audio, active)[1] for audio, active in clips), self.extent)
+        readers = getattr(self.teacher, "readers", [])
+        wide = list(zip(*(self.extents(*size) for size in READ_EXTENTS)))
+        self.scaling = Scaling.fit((self.clip_residuals(audio, active)[1] for audio, active in clips),
+                                   self.extents(LOCAL_S, LOCAL_HZ), readers, wide if readers else [])
         profiles = self._stacked(clips)[f"profile/{self.settings.scoring.scaling}"]
         self.typicality = Typicality.fit(profiles)
         self.fitted_on["scaling"] = list(ids)
@@ -355,6 +357,11 @@ class Detector:
         """Share of bona fide calibration clips that are at least as anomalous (conformal: (1 + count) / (n + 1))."""
         return float((1 + (self.calibration >= anomaly).sum()) / (len(self.calibration) + 1))
 
+    @property
+    def map_kind(self) -> str:
+        """The kind of map that `explain` draws: read where the teacher has readers, else the scaling of the score."""
+        return "read" if self.scaling.reading else self.settings.scoring.scaling
+
     def explain(self, audio: np.ndarray, rate_hz: int) -> Explanation:
         """Score and map of a recording (samples,)."""
         prepared, active, start = self._prepared(audio, rate_hz)
@@ -362,18 +369,20 @@ class Detector:
 
     def explain_prepared(self, audio: np.ndarray, active: np.ndarray, start_s: float = 0.0,
                          kind: str | None = None) -> Explanation:
-        """The same for a clip that went through the shared channel; `kind` draws the map under another scaling."""
+        """The same for a clip that went through the shared channel; `kind` (of lib.discrepancy.MAPS) draws another map than
+        `map_kind`. Pauses say nothing: there the map has its lowest value of this clip."""
         from lib.spectrograms import row_hz
 
-        kind = kind or self.settings.scoring.scaling
+        kind = kind or self.map_kind
         picture, levels = self.clip_residuals(audio, active)
         maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
         shape = tuple(picture.shape[-2:])
         grown = [self.combined([level], shape, "sum").numpy() for level in maps]
-        anomaly = self.score_residuals(levels)
-        return Explanation(anomaly, np.mean(grown, axis=0), grown, picture.numpy(),
-                           activity(active, self.settings.view, shape[1]), start_s, self.settings.view.hop_s,
-                           row_hz(self.settings.view, self.settings.channel))
+        heard = activity(active, self.settings.view, shape[1])
+        for level in grown:
+            level[:, ~heard] = level[:, heard].min() if heard.any() else level.min()
+        return Explanation(self.score_residuals(levels), np.mean(grown, axis=0), grown, picture.numpy(), heard, start_s,
+                           self.settings.view.hop_s, row_hz(self.settings.view, self.settings.channel))
 
     # --- on disk --------------------------------------------------------------------------------------------------------
 
@@ -419,7 +428,8 @@ class Detector:
                 keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
                 student = make_student(inputs, network.student_width, teacher.channels, tuple(keep), 0, network.standardise,
                                        settings.view.bins if whisper else 0)
-            teacher = Standardised(teacher) if network.standardise else teacher
+            readers = [tensors[name] for name in sorted(tensors) if name.startswith("teacher.reader")]
+            teacher = Standardised(teacher, readers) if network.standardise else teacher
             teacher.load_state_dict(part("teacher"))
             student.load_state_dict(part("student"))
             detector = cls(settings, freeze(teacher), freeze(student))

@@ -73,14 +73,25 @@ class Standardised(nn.Module):
 
     Features behind a rectifier share one large common direction, and the cosine between teacher and student sees little
     else. Standardising them, as EfficientAD does (Batzner et al. 2024), lets every channel count.
+
+    `readers` are the linear readers that a perturbation teacher was trained with, (kind, channel) at each level; no score
+    needs them, maps can be drawn through them.
     """
 
-    def __init__(self, pyramid: nn.Module) -> None:
+    def __init__(self, pyramid: nn.Module, readers: list[torch.Tensor] = ()) -> None:
         super().__init__()
         self.pyramid = pyramid
         for index, count in enumerate(pyramid.channels):
             self.register_buffer(f"mean{index}", torch.zeros(1, count, 1, 1))
             self.register_buffer(f"deviation{index}", torch.ones(1, count, 1, 1))
+        for index, reader in enumerate(readers):
+            self.register_buffer(f"reader{index}", reader.detach().clone())
+
+    @property
+    def readers(self) -> list[torch.Tensor]:
+        """The readers as they apply to the standardised features, (kind, channel) at each level; or none."""
+        return [getattr(self, f"reader{index}") * getattr(self, f"deviation{index}")[:, :, 0, 0]
+                for index in range(len(self.pyramid.channels)) if hasattr(self, f"reader{index}")]
 
     @torch.no_grad()
     def measure(self, batches: list[torch.Tensor]) -> Standardised:

@@ -256,7 +256,7 @@ def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator, 
 
 
 class PerturbationTeacher(nn.Module):
-    """A pyramid with one linear reader a level that names the perturbation at every place; only the pyramid is kept."""
+    """A pyramid with one linear reader a level that names the perturbation at every place."""
 
     def __init__(self, inputs: int, width: int, levels: int) -> None:
         super().__init__()
@@ -300,8 +300,8 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
     random = seeds.stream(seed, "settle")
     speech = [_images(reader.crops(training.batch, samples, random), settings, random) for _ in range(8)]
 
-    def finished(pyramid: nn.Module) -> nn.Module:
-        return Standardised(freeze(pyramid)).measure(speech) if network.standardise else freeze(pyramid)
+    def finished(pyramid: nn.Module, readers: list[torch.Tensor] = ()) -> nn.Module:
+        return Standardised(freeze(pyramid), readers).measure(speech) if network.standardise else freeze(pyramid)
 
     if network.teacher == "imagenet":
         return finished(EfficientNetPyramid(pretrained=True, inputs=inputs)), pd.DataFrame()
@@ -327,7 +327,7 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
                               for _ in range(6)]))
 
     history = fit(teacher, draw, loss, validation, settings, training.teacher_steps, folder, key, say)
-    return finished(teacher.pyramid), history
+    return finished(teacher.pyramid, [reader.weight[:, :, 0, 0] for reader in teacher.readers]), history
 
 
 def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,
