@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from lib.channel import FRAME, apply_channel
-from lib.detector import POOLINGS, Detector, folded, stride_of
+from lib.detector import POOLINGS, Detector, folded
 from lib.discrepancy import residual
 from lib.metrics import area_under_curve
 from lib.settings import RATE_HZ
@@ -62,7 +62,8 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
     levels, masks = [], []
     for wanted, got in zip(target.networks[0](picture), target.networks[1](picture)):
         parts = residual(wanted, got)[0]
-        centres = np.minimum(np.arange(parts.shape[-1]) * stride_of(picture.shape[-2], parts.shape[-2]), frames - 1)
+        stride = 2 ** round(np.log2(frames / parts.shape[-1]))
+        centres = np.minimum(np.arange(parts.shape[-1]) * stride, frames - 1)
         mask = whole[centres]
         levels.append(parts)
         masks.append(torch.from_numpy(mask if mask.any() else np.ones_like(mask)))
@@ -75,7 +76,8 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
     rows = levels if scoring.scaling == "signed" else [detector.scaling.apply(index, parts, scoring.scaling)
                                                        for index, parts in enumerate(levels)]
     means = [row[..., mask].mean(-1) for row, mask in zip(rows, masks)]
-    profile = torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), scoring.bands).flatten() for mean in means])
+    profile = torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), min(scoring.bands, mean.shape[-1])).flatten()
+                         for mean in means])
     z = (profile - target.mean) / target.deviation
     return (z @ target.precision @ z / len(z)).clamp_min(0).sqrt() if scoring.pooling == "profile" else (z**2).mean().sqrt()
 

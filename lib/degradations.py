@@ -38,11 +38,11 @@ def ffmpeg_codec(audio: np.ndarray, _: np.random.Generator, codec: str, containe
 
     wav = io.BytesIO()
     soundfile.write(wav, audio, RATE_HZ, format="WAV", subtype="PCM_16")
-    quality = ["-b:a", f"{kbps}k"] if kbps else []
+    quality = ["-b:a", f"{kbps}k"] if kbps and container != "g722" else []
     quiet = ["ffmpeg", "-hide_banner", "-loglevel", "error"]
     encode = [*quiet, "-f", "wav", "-i", "-", "-ar", str(rate_hz), "-ac", "1", "-c:a", codec, *quality, "-f", container, "-"]
-    # Raw telephone codecs carry no header: the decoder has to be told.
-    raw = {"g722": ["-f", "g722"], "mulaw": ["-f", "mulaw", "-ar", str(rate_hz), "-ac", "1"]}.get(container, [])
+    # Raw telephone codecs carry no header: the decoder has to be told. G.722 below 64 kb/s drops bits of every codeword.
+    raw = {"g722": ["-bits_per_codeword", str((kbps or 64) // 8), "-f", "g722"], "mulaw": ["-f", "mulaw", "-ar", str(rate_hz), "-ac", "1"]}.get(container, [])
     decode = [*quiet, *raw, "-i", "-", "-f", "f32le", "-ar", str(RATE_HZ), "-ac", "1", "-"]
     try:
         coded = subprocess.run(encode, input=wav.getvalue(), capture_output=True, check=True).stdout
@@ -205,7 +205,7 @@ CONDITIONS: dict[str, dict[str, Degradation]] = {
         **{f"AAC {kbps} kb/s": _coded("aac", "adts", kbps=kbps) for kbps in (64, 32, 16)},
         **{f"Opus {kbps} kb/s": _coded("libopus", "ogg", kbps=kbps) for kbps in (32, 16, 8)},
         **{f"Vorbis {kbps} kb/s": _coded("libvorbis", "ogg", kbps=kbps) for kbps in (80, 48, 32)},
-        **{f"G.722 {kbps} kb/s": _coded("g722", "g722", rate_hz=rate) for kbps, rate in ((64, 16000), (32, 8000))},
+        **{f"G.722 {kbps} kb/s": _coded("g722", "g722", kbps=kbps) for kbps in (64, 48)},
         **{f"mu-law {kbps} kb/s": _coded("pcm_mulaw", "mulaw", rate_hz=rate) for kbps, rate in ((128, 16000), (64, 8000))},
     },
     "noise": {
