@@ -42,7 +42,8 @@ def ffmpeg_codec(audio: np.ndarray, _: np.random.Generator, codec: str, containe
     quiet = ["ffmpeg", "-hide_banner", "-loglevel", "error"]
     encode = [*quiet, "-f", "wav", "-i", "-", "-ar", str(rate_hz), "-ac", "1", "-c:a", codec, *quality, "-f", container, "-"]
     # Raw telephone codecs carry no header: the decoder has to be told. G.722 below 64 kb/s drops bits of every codeword.
-    raw = {"g722": ["-bits_per_codeword", str((kbps or 64) // 8), "-f", "g722"], "mulaw": ["-f", "mulaw", "-ar", str(rate_hz), "-ac", "1"]}.get(container, [])
+    raw = {"g722": ["-bits_per_codeword", str((kbps or 64) // 8), "-f", "g722"],
+           "mulaw": ["-f", "mulaw", "-ar", str(rate_hz), "-ac", "1"]}.get(container, [])
     decode = [*quiet, *raw, "-i", "-", "-f", "f32le", "-ar", str(RATE_HZ), "-ac", "1", "-"]
     try:
         coded = subprocess.run(encode, input=wav.getvalue(), capture_output=True, check=True).stdout
