@@ -208,11 +208,11 @@ def gradient_attack(study: Study, detector: Detector, table: pd.DataFrame, epsil
 
 
 def image_map(target: Target, picture: torch.Tensor) -> np.ndarray:
-    """The anomaly map (frequency, frame) of an image, as `Detector.explain_prepared` draws it."""
+    """The anomaly map (frequency, frame) of an image, as `Detector.explain_prepared` draws it outside pauses."""
     detector = target.detector
     with torch.no_grad():
         parts = [residual(*pair)[0] for pair in zip(*(network(picture) for network in target.networks))]
-        levels = [detector.scaling.apply(index, part, detector.settings.scoring.scaling) for index, part in enumerate(parts)]
+        levels = [detector.scaling.apply(index, part, detector.map_kind) for index, part in enumerate(parts)]
         return detector.combined(levels, tuple(picture.shape[-2:]), "sum").numpy()
 
 

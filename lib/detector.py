@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from lib.channel import FRAME, apply_channel, pass_channel
-from lib.discrepancy import LOCAL_HZ, LOCAL_S, SCALINGS, Scaling, residual
+from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, residual
 from lib.paths import atomic, file_digest, write_json
 from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
 from lib.settings import RATE_HZ, Channel, Data, Network, Run, Scoring, Settings, Training, View
 from lib.spectrograms import activity, channel_count, channel_slice, hop_samples, image
+from lib.whisper import WhisperPyramid
 
 POOLINGS = ("mean", "max", "top", "quantile")
 SCORES = (*POOLINGS, "two_sided", "profile")
@@ -78,9 +79,11 @@ class Typicality:
         return np.sqrt((((np.asarray(profiles, dtype=np.float64) - self.mean) / self.deviation) ** 2).mean(1))
 
 
-def stride_of(rows: int, level_rows: int) -> int:
-    """Image rows (and frames) for each row (and frame) of a pyramid level: 4, 8, 16."""
-    return round(rows / level_rows)
+def stride_of(size: int, level_size: int) -> int:
+    """Image rows for each row of a pyramid level, or frames for each frame: 4, 8, 16. Levels are rounded up, so that a whole
+    quotient is not enough: of 33 frames a stride of 16 leaves 3."""
+    powers = (2**power for power in range(size.bit_length() + 1))
+    return next((stride for stride in powers if -(-size // stride) == level_size), round(size / level_size))
 
 
 def upsampled(level: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -89,8 +92,7 @@ def upsampled(level: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     Element i of a level is centred on image element i * stride (all kernels are odd and padded alike), so elements are
     put exactly there; stretching a level to the image's size would shift it by up to a stride at the far end.
     """
-    stride = stride_of(shape[0], level.shape[0])
-    size = tuple((count - 1) * stride + 1 for count in level.shape)
+    size = tuple((count - 1) * stride_of(wanted, count) + 1 for wanted, count in zip(shape, level.shape))
     grown = functional.interpolate(level[None, None], size=size, mode="bilinear", align_corners=True)
     lack = [max(0, wanted - have) for wanted, have in zip(shape, size)]
     return functional.pad(grown, (0, lack[1], 0, lack[0]), mode="replicate")[0, 0, : shape[0], : shape[1]]
@@ -157,7 +159,7 @@ class Detector:
         levels = []
         for t, s in zip(wanted, got):
             parts = residual(t, s)[0]
-            centres = np.minimum(np.arange(parts.shape[-1]) * stride_of(picture.shape[-2], parts.shape[-2]), frames - 1)
+            centres = np.minimum(np.arange(parts.shape[-1]) * stride_of(frames, parts.shape[-1]), frames - 1)
             mask = whole[centres]
             levels.append((parts, torch.from_numpy(mask if mask.any() else np.ones_like(mask))))
         return picture[0], levels
@@ -177,7 +179,7 @@ class Detector:
             size = None if ends else step // hop_samples(self.settings.view)
             pictures.append(picture[..., cut : None if ends else cut + size])
             for index, (parts, mask) in enumerate(found):
-                stride = stride_of(picture.shape[-2], parts.shape[-2])
+                stride = stride_of(picture.shape[-1], parts.shape[-1])
                 a = cut // stride
                 b = None if ends else a + size // stride
                 if len(levels) <= index:
@@ -205,21 +207,21 @@ class Detector:
 
     def profile(self, levels: list[torch.Tensor], masks: list[torch.Tensor]) -> np.ndarray:
         """Mean over active frames in each of `scoring.bands` frequency bands: levels (..., frequency, frame) ->
-        (levels * ... * bands,). Of maps, the discrepancy profile; of residuals (channel, frequency, frame), the signed one."""
+        (levels * ... * bands,). Of maps, the discrepancy profile; of residuals (channel, frequency, frame), the signed one.
+        A level with fewer rows than bands (Whisper has one) gives its rows."""
         bands = self.settings.scoring.bands
         means = [level[..., mask].mean(-1) for level, mask in zip(levels, masks)]
-        return torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), bands).flatten()
+        return torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), min(bands, mean.shape[-1])).flatten()
                           for mean in means]).numpy()
 
-    @property
-    def extent(self) -> list[tuple[int, int]]:
-        """Rows and frames of the signed residual's neighbourhood at each level."""
+    def extents(self, seconds: float, hertz: float) -> list[tuple[int, int]]:
+        """Rows and frames of a neighbourhood of `seconds` and `hertz` at each level."""
         view, channel = self.settings.view, self.settings.channel
-        frames, rows = round(LOCAL_S / view.hop_s), round(LOCAL_HZ / (channel.high_hz - channel.low_hz) * view.bins)
+        frames, rows = round(seconds / view.hop_s), round(hertz / (channel.high_hz - channel.low_hz) * view.bins)
         probe = torch.zeros(1, channel_count(view.channels), view.bins, 64)
         with torch.no_grad():
-            strides = [view.bins / level.shape[2] for level in self.teacher(probe)]
-        return [(max(1, round(rows / stride)), max(1, round(frames / stride))) for stride in strides]
+            strides = [(view.bins / level.shape[2], 64 / level.shape[3]) for level in self.teacher(probe)]
+        return [(max(1, round(rows / tall)), max(1, round(frames / wide))) for tall, wide in strides]
 
     @staticmethod
     def pooled(whole: torch.Tensor, mask: np.ndarray) -> dict[str, float]:
@@ -283,7 +285,10 @@ class Detector:
 
         They are passed over twice; a sequence that reads its clips when asked for keeps memory flat."""
         clips = clips if isinstance(clips, Sequence) else list(clips)
-        self.scaling = Scaling.fit((self.clip_residuals(audio, active)[1] for audio, active in clips), self.extent)
+        readers = getattr(self.teacher, "readers", [])
+        wide = list(zip(*(self.extents(*size) for size in READ_EXTENTS)))
+        self.scaling = Scaling.fit((self.clip_residuals(audio, active)[1] for audio, active in clips),
+                                   self.extents(LOCAL_S, LOCAL_HZ), readers, wide if readers else [])
         profiles = self._stacked(clips)[f"profile/{self.settings.scoring.scaling}"]
         self.typicality = Typicality.fit(profiles)
         self.fitted_on["scaling"] = list(ids)
@@ -352,6 +357,11 @@ class Detector:
         """Share of bona fide calibration clips that are at least as anomalous (conformal: (1 + count) / (n + 1))."""
         return float((1 + (self.calibration >= anomaly).sum()) / (len(self.calibration) + 1))
 
+    @property
+    def map_kind(self) -> str:
+        """The kind of map that `explain` draws: read where the teacher has readers, else the scaling of the score."""
+        return "read" if self.scaling.reading else self.settings.scoring.scaling
+
     def explain(self, audio: np.ndarray, rate_hz: int) -> Explanation:
         """Score and map of a recording (samples,)."""
         prepared, active, start = self._prepared(audio, rate_hz)
@@ -359,18 +369,20 @@ class Detector:
 
     def explain_prepared(self, audio: np.ndarray, active: np.ndarray, start_s: float = 0.0,
                          kind: str | None = None) -> Explanation:
-        """The same for a clip that went through the shared channel; `kind` draws the map under another scaling."""
+        """The same for a clip that went through the shared channel; `kind` (of lib.discrepancy.MAPS) draws another map than
+        `map_kind`. Pauses say nothing: there the map has its lowest value of this clip."""
         from lib.spectrograms import row_hz
 
-        kind = kind or self.settings.scoring.scaling
+        kind = kind or self.map_kind
         picture, levels = self.clip_residuals(audio, active)
         maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
         shape = tuple(picture.shape[-2:])
         grown = [self.combined([level], shape, "sum").numpy() for level in maps]
-        anomaly = self.score_residuals(levels)
-        return Explanation(anomaly, np.mean(grown, axis=0), grown, picture.numpy(),
-                           activity(active, self.settings.view, shape[1]), start_s, self.settings.view.hop_s,
-                           row_hz(self.settings.view, self.settings.channel))
+        heard = activity(active, self.settings.view, shape[1])
+        for level in grown:
+            level[:, ~heard] = level[:, heard].min() if heard.any() else level.min()
+        return Explanation(self.score_residuals(levels), np.mean(grown, axis=0), grown, picture.numpy(), heard, start_s,
+                           self.settings.view.hop_s, row_hz(self.settings.view, self.settings.channel))
 
     # --- on disk --------------------------------------------------------------------------------------------------------
 
@@ -410,17 +422,21 @@ class Detector:
             if network.teacher == "imagenet":
                 teacher, student = (EfficientNetPyramid(False, 0, inputs) for _ in range(2))
             else:
-                teacher = ResNetPyramid(inputs, network.teacher_width, network.levels)
+                whisper = network.teacher == "whisper"
+                teacher = (WhisperPyramid(settings.view, settings.channel, pretrained=False) if whisper else
+                           ResNetPyramid(inputs, network.teacher_width, network.levels))
                 keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
-                student = make_student(inputs, network.student_width, teacher.channels, tuple(keep), 0, network.standardise)
-            teacher = Standardised(teacher) if network.standardise else teacher
+                student = make_student(inputs, network.student_width, teacher.channels, tuple(keep), 0, network.standardise,
+                                       settings.view.bins if whisper else 0)
+            readers = [tensors[name] for name in sorted(tensors) if name.startswith("teacher.reader")]
+            teacher = Standardised(teacher, readers) if network.standardise else teacher
             teacher.load_state_dict(part("teacher"))
             student.load_state_dict(part("student"))
             detector = cls(settings, freeze(teacher), freeze(student))
             detector.scaling = Scaling.from_tensors(part("scaling"))
             detector.typicality = Typicality(**{name: value.numpy() for name, value in part("typicality").items()})
             detector.calibration = tensors["calibration"].numpy()
-        except (KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             raise DetectorError(f"{folder or SHIPPED}: the weights do not fit the settings beside them ({str(error)[:200]}); "
                                 "expected files written by Detector.save") from None
         detector.fitted_on = sheet.get("fitted_on", {})

@@ -8,8 +8,12 @@ import torch
 from torch.nn import functional
 
 SCALINGS = ("none", "level", "frequency", "channel", "element", "signed")
+MAPS = (*SCALINGS, "read")
+"""Kinds of maps: every scaling, and the residual as the teacher's readers read it, where the teacher has readers."""
 LOCAL_S, LOCAL_HZ = 0.2, 750.0
 """Extent of the neighbourhood over which the signed residual is averaged before it is standardised."""
+READ_EXTENTS = ((0.4, 1500.0), (0.4, 6000.0))
+"""Extents (seconds, Hz) of the neighbourhoods of the read residual; chosen on development fakes spliced into validation clips."""
 
 
 def residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
@@ -41,6 +45,12 @@ def local_mean(parts: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
     return functional.avg_pool2d(parts[None], (rows, frames), 1, (rows // 2, frames // 2), count_include_pad=False)[0]
 
 
+def _readings(parts: torch.Tensor, reader: torch.Tensor, extents: list[tuple[int, int]]) -> torch.Tensor:
+    """Locally averaged readings of a residual (channel, frequency, frame): (neighbourhood, kind, frequency, frame)."""
+    read = torch.einsum("kc,cfn->kfn", reader, parts)
+    return torch.stack([local_mean(read, *extent) for extent in extents])
+
+
 class Scaling:
     """Discrepancy scaling: the discrepancy standardised by its mean and deviation on held-out bona fide speech.
 
@@ -53,29 +63,40 @@ class Scaling:
     signed is ours: the residual of each channel, sign and all, is averaged over a neighbourhood in time and frequency,
     standardised per level, channel and row, and the map is the root mean square over channels: 1 on bona fide speech, and
     larger wherever the student is wrong in an unusual direction, be it that speech is too odd or too normal.
+
+    read is ours too, for maps: a perturbation teacher's linear readers name each kind of damage from its features; applied to
+    the residual they keep of it only directions in which speech can be damaged. Each reading is averaged over two
+    neighbourhoods and standardised per level, kind and row; the map is the mean: 0 on bona fide speech.
     """
 
     def __init__(self, mean: list[torch.Tensor], deviation: list[torch.Tensor], level: list[tuple[float, float]],
                  row: list[tuple[torch.Tensor, torch.Tensor]], signed: list[tuple[torch.Tensor, torch.Tensor]],
-                 extent: list[tuple[int, int]]) -> None:
+                 extent: list[tuple[int, int]], reading: list[torch.Tensor] = (),
+                 wide: list[list[tuple[int, int]]] = (), read: list[tuple[torch.Tensor, torch.Tensor]] = ()) -> None:
         self.mean, self.deviation = mean, deviation  # of elements r^2 / 2: (channel, frequency) at each level
         self.level = level  # of the discrepancy: mean and deviation at each level
         self.row = row  # of the discrepancy: (frequency,) twice at each level
         self.signed = signed  # of the locally averaged residual: (channel, frequency) twice at each level
         self.extent = extent  # rows and frames of the neighbourhood at each level
+        self.reading = list(reading)  # readers: (kind, channel) at each level, or none
+        self.wide = list(wide)  # rows and frames of each of the readings' neighbourhoods at each level
+        self.read = list(read)  # of the locally averaged readings: (neighbourhood, kind, frequency) twice at each level
 
     @classmethod
-    def fit(cls, clips: Iterable[list[tuple[torch.Tensor, torch.Tensor]]], extent: list[tuple[int, int]]) -> Scaling:
+    def fit(cls, clips: Iterable[list[tuple[torch.Tensor, torch.Tensor]]], extent: list[tuple[int, int]],
+            reading: list[torch.Tensor] = (), wide: list[list[tuple[int, int]]] = ()) -> Scaling:
         """Fit on bona fide clips, each a list over levels of (residual (channel, frequency, frame), active (frame,) bool);
-        `extent` gives the neighbourhood (rows, frames) of each level. Raises ValueError where nothing is active."""
+        `extent` gives the neighbourhood (rows, frames) of each level, `reading` the teacher's readers (kind, channel) of each
+        level and `wide` their neighbourhoods. Raises ValueError where nothing is active."""
         sums: list[list[torch.Tensor | float]] = []
         for clip in clips:
             for index, (parts, active) in enumerate(clip):
                 near = local_mean(parts, *extent[index])[..., active].double()
+                heard = _readings(parts, reading[index], wide[index])[..., active].double() if len(reading) else near[:0]
                 parts = 0.5 * parts[..., active].double() ** 2
                 whole = parts.sum(0)
                 news = [parts.shape[-1], parts.sum(-1), (parts**2).sum(-1), whole.sum(-1), (whole**2).sum(-1),
-                        near.sum(-1), (near**2).sum(-1)]
+                        near.sum(-1), (near**2).sum(-1), heard.sum(-1), (heard**2).sum(-1)]
                 if index == len(sums):
                     sums.append(news)
                 else:
@@ -88,21 +109,29 @@ class Scaling:
             value = (square / count - (total / count) ** 2).clamp_min(0).sqrt()
             return value.clamp_min(1e-3 * float(value.mean()) + 1e-9).float()
 
-        mean, deviation, levels, rows, signed = [], [], [], [], []
-        for count, total, square, whole, whole_square, near, near_square in sums:
+        mean, deviation, levels, rows, signed, read = [], [], [], [], [], []
+        for count, total, square, whole, whole_square, near, near_square, heard, heard_square in sums:
             mean.append((total / count).float())
             deviation.append(spread(total, square, count))
             rows.append(((whole / count).float(), spread(whole, whole_square, count)))
             middle = float((whole / count).mean())
             levels.append((middle, float(((whole_square / count).mean() - middle**2).clamp_min(1e-12).sqrt())))
             signed.append(((near / count).float(), spread(near, near_square, count)))
-        return cls(mean, deviation, levels, rows, signed, [tuple(pair) for pair in extent])
+            if len(reading):
+                read.append(((heard / count).float(), spread(heard, heard_square, count)))
+        return cls(mean, deviation, levels, rows, signed, [tuple(pair) for pair in extent], reading, wide, read)
 
     def apply(self, index: int, parts: torch.Tensor, kind: str) -> torch.Tensor:
         """The scaled map of level `index`: residual (channel, frequency, frame) -> (frequency, frame)."""
         if kind == "signed":
             middle, spread = self.signed[index]
             return (((local_mean(parts, *self.extent[index]) - middle[..., None]) / spread[..., None]) ** 2).mean(0).sqrt()
+        if kind == "read":
+            if not self.reading:
+                raise ValueError("a map of kind 'read' needs the readers of a perturbation teacher; this teacher has none")
+            middle, spread = self.read[index]
+            heard = _readings(parts, self.reading[index], self.wide[index])
+            return ((heard - middle[..., None]) / spread[..., None]).mean((0, 1))
         parts = 0.5 * parts**2
         if kind == "none":
             return parts.sum(0)
@@ -120,7 +149,7 @@ class Scaling:
             return ((parts - middle.mean(1)[:, None, None]) / wide[:, None, None]).sum(0) / root
         if kind == "element":
             return ((parts - middle[..., None]) / spread[..., None]).sum(0) / root
-        raise ValueError(f"scaling {kind!r} is not one of {', '.join(SCALINGS)}")
+        raise ValueError(f"scaling {kind!r} is not one of {', '.join(MAPS)}")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that was fitted, to be saved; `from_tensors` is the inverse."""
@@ -131,6 +160,9 @@ class Scaling:
                       f"row_mean.{index}": self.row[index][0], f"row_deviation.{index}": self.row[index][1],
                       f"signed_mean.{index}": self.signed[index][0], f"signed_deviation.{index}": self.signed[index][1],
                       f"extent.{index}": torch.tensor(self.extent[index])}
+            if self.reading:
+                saved |= {f"reading.{index}": self.reading[index], f"wide.{index}": torch.tensor(self.wide[index]),
+                          f"read_mean.{index}": self.read[index][0], f"read_deviation.{index}": self.read[index][1]}
         return saved
 
     @classmethod
@@ -139,4 +171,6 @@ class Scaling:
         pairs = lambda name: [(saved[f"{name}_mean.{i}"], saved[f"{name}_deviation.{i}"]) for i in indices]  # noqa: E731
         return cls([saved[f"mean.{i}"] for i in indices], [saved[f"deviation.{i}"] for i in indices],
                    [tuple(saved[f"level.{i}"].tolist()) for i in indices], pairs("row"), pairs("signed"),
-                   [tuple(saved[f"extent.{i}"].tolist()) for i in indices])
+                   [tuple(saved[f"extent.{i}"].tolist()) for i in indices],
+                   *(([saved[f"reading.{i}"] for i in indices], [saved[f"wide.{i}"].tolist() for i in indices], pairs("read"))
+                     if "reading.0" in saved else ()))

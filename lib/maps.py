@@ -64,7 +64,7 @@ def band_profiles(study, detector, experiment: str, limit: int = 24, bands: int 
 
 
 def frame_kinds(study, detector, experiment: str, limit: int = 24) -> pd.DataFrame:
-    """Mean map by what a frame is, one row a clip and kind: pause (below the channel's limit), onset (the level rises by
+    """Mean map by what a frame is, one row a clip and kind: onset (the level rises by
     6 dB within 40 ms), voiced or unvoiced (more energy below or above 1 kHz): `generator, clip_id, frame, anomaly`."""
     rows = []
     for clip, explanation, _ in explanations(study, detector, experiment, limit):
@@ -75,7 +75,7 @@ def frame_kinds(study, detector, experiment: str, limit: int = 24) -> pd.DataFra
         rise = energy - np.concatenate([energy[:1].repeat(back), energy[:-back]])
         voiced = level[low].sum(0) > level[~low].sum(0)
         line = explanation.map.mean(0)
-        masks = {"pause": ~explanation.active, "onset": explanation.active & (rise > 6)}
+        masks = {"onset": explanation.active & (rise > 6)}
         masks["voiced"] = explanation.active & ~masks["onset"] & voiced
         masks["unvoiced"] = explanation.active & ~masks["onset"] & ~voiced
         name = clip.generator or "bona fide"

@@ -34,11 +34,12 @@ class ResNetPyramid(nn.Module):
     (batch, channel, frequency, frame) -> list over levels l = 1..L of (batch, width * 2**(l-1), frequency / 2**(l+1),
     frame / 2**(l+1)), sizes rounded up. Width 64 and three levels are the published choice (Wang et al. 2021).
     Where `heads` is given, each level ends in a 1 x 1 convolution to that many channels, so that a narrow student can
-    be compared with a wide teacher. Module names are torchvision's, so that its weights load.
+    be compared with a wide teacher; where `rows` of the image is given too, the convolution spans all rows of the level, for a
+    teacher whose levels have one row. Module names are torchvision's, so that its weights load.
     """
 
     def __init__(self, inputs: int, width: int = 64, levels: int = 3, heads: tuple[int, ...] = (),
-                 keep: tuple[int, ...] = ()) -> None:
+                 keep: tuple[int, ...] = (), rows: int = 0) -> None:
         super().__init__()
         self.width, self.levels, self.keep = width, levels, list(keep)
         self.conv1 = nn.Conv2d(len(keep) or inputs, width, 7, 2, 3, bias=False)
@@ -48,7 +49,8 @@ class ResNetPyramid(nn.Module):
             wanted = width * 2**level
             setattr(self, f"layer{level + 1}", nn.Sequential(Block(channels, wanted, 1 + (level > 0)), Block(wanted, wanted, 1)))
             channels = wanted
-        self.heads = nn.ModuleList(nn.Conv2d(width * 2**level, head, 1) for level, head in enumerate(heads))
+        tall = [max(1, -(-rows // 2 ** (level + 2))) for level in range(levels)]
+        self.heads = nn.ModuleList(nn.Conv2d(width * 2**level, head, (tall[level], 1)) for level, head in enumerate(heads))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         if self.keep:
@@ -71,14 +73,25 @@ class Standardised(nn.Module):
 
     Features behind a rectifier share one large common direction, and the cosine between teacher and student sees little
     else. Standardising them, as EfficientAD does (Batzner et al. 2024), lets every channel count.
+
+    `readers` are the linear readers that a perturbation teacher was trained with, (kind, channel) at each level; no score
+    needs them, maps can be drawn through them.
     """
 
-    def __init__(self, pyramid: nn.Module) -> None:
+    def __init__(self, pyramid: nn.Module, readers: list[torch.Tensor] = ()) -> None:
         super().__init__()
         self.pyramid = pyramid
         for index, count in enumerate(pyramid.channels):
             self.register_buffer(f"mean{index}", torch.zeros(1, count, 1, 1))
             self.register_buffer(f"deviation{index}", torch.ones(1, count, 1, 1))
+        for index, reader in enumerate(readers):
+            self.register_buffer(f"reader{index}", reader.detach().clone())
+
+    @property
+    def readers(self) -> list[torch.Tensor]:
+        """The readers as they apply to the standardised features, (kind, channel) at each level; or none."""
+        return [getattr(self, f"reader{index}") * getattr(self, f"deviation{index}")[:, :, 0, 0]
+                for index in range(len(self.pyramid.channels)) if hasattr(self, f"reader{index}")]
 
     @torch.no_grad()
     def measure(self, batches: list[torch.Tensor]) -> Standardised:
@@ -114,12 +127,12 @@ def initialise(network: nn.Module, seed: int, *names: object) -> nn.Module:
 
 
 def make_student(inputs: int, width: int, teacher_channels: tuple[int, ...], keep: tuple[int, ...], seed: int,
-                 heads: bool = False) -> ResNetPyramid:
+                 heads: bool = False, rows: int = 0) -> ResNetPyramid:
     """A student with random weights: of the teacher's own widths (the paper), or with 1 x 1 heads where the widths differ
-    or where `heads` asks for them (standardised features can be negative, rectified ones cannot)."""
+    or where `heads` asks for them (standardised features can be negative, rectified ones cannot). `rows`: see ResNetPyramid."""
     levels = len(teacher_channels)
     same = tuple(width * 2**level for level in range(levels)) == tuple(teacher_channels)
-    student = ResNetPyramid(inputs, width, levels, () if same and not heads else tuple(teacher_channels), keep)
+    student = ResNetPyramid(inputs, width, levels, () if same and not heads else tuple(teacher_channels), keep, rows)
     return initialise(student, seed, "student")
 
 

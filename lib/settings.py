@@ -71,7 +71,7 @@ class View:
 
 @dataclass(frozen=True)
 class Network:
-    teacher: str = "perturbation"  # random, imagenet, or perturbation: trained here on bona fide speech
+    teacher: str = "perturbation"  # random, imagenet, whisper, or perturbation: trained here on bona fide speech
     teacher_speech: str = "own"  # what it is trained on: the experiment's own bona fide speech, or multi: the many voices in both
     teacher_width: int = 24  # channels of the first residual stage; ResNet-18 has 64
     student_width: int = 24  # the teacher's width is the paper's choice; smaller is an asymmetric student
@@ -224,7 +224,7 @@ def load_settings(preset: str = "study", seed: int = 0, options: str | dict[str,
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("smoke", "study", "paper"),
     "data.corpus": ("embedded", "librispeech"),
-    "network.teacher": ("random", "imagenet", "perturbation"),
+    "network.teacher": ("random", "imagenet", "whisper", "perturbation"),
     "network.teacher_speech": ("own", "multi"),
     "training.optimiser": ("sgd", "adamw"),
     "training.precision": ("fp32", "bf16"),

@@ -64,26 +64,39 @@ def _stft(audio: torch.Tensor, size: int, hop: int, window_s: float) -> torch.Te
                       return_complex=True)
 
 
-def _log_level(spectrum: torch.Tensor, window_s: float) -> torch.Tensor:
+def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
+    # Three times as fast as abs(), which takes care not to overflow; audio of full scale is 10^15 times too small for that.
+    parts = torch.view_as_real(spectrum)
+    return torch.addcmul(parts[..., 0] * parts[..., 0], parts[..., 1], parts[..., 1]).sqrt()
+
+
+def _log_level(magnitude: torch.Tensor, window_s: float) -> torch.Tensor:
     # A window of n samples passes white noise with a magnitude of about sqrt(n): dividing by it makes windows alike. The
     # two constants bring speech at the channel's level to about zero mean and unit deviation.
-    return (torch.log(spectrum.abs() / np.sqrt(window_s * RATE_HZ) + FLOOR) + 5.5) / 1.8
+    return (torch.log(magnitude / np.sqrt(window_s * RATE_HZ) + FLOOR) + 5.5) / 1.8
 
 
-def _unit(step: torch.Tensor) -> list[torch.Tensor]:
-    unit = step / (step.abs() + 1e-9)
-    return [unit.real, unit.imag]
+def level_power(level: torch.Tensor) -> torch.Tensor:
+    """The inverse of the plane "level": its power, as the squared magnitude over the window's number of samples."""
+    return ((level * 1.8 - 5.5).exp() - FLOOR).clamp_min(0) ** 2
 
 
-def _pulses(audio: torch.Tensor, view: View, hop: int, size: int, frames: int) -> list[torch.Tensor]:
-    """Log-magnitudes through a window of `pulse_s`, four of them a hop apart by a quarter: one plane each, on the image's rows.
+def _unit(step: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the phase of `step`, whose magnitude is `size`."""
+    parts, scale = torch.view_as_real(step), (size + 1e-9).reciprocal()
+    return parts[..., 0] * scale, parts[..., 1] * scale
+
+
+def _pulses(audio: torch.Tensor, view: View, hop: int, size: int, rows: range, frames: int) -> torch.Tensor:
+    """Log-magnitudes through a window of `pulse_s`, four of them a hop apart by a quarter: (batch, 4, frequency, frame).
 
     Few bins are enough for so short a window; each is repeated to the spacing of the image's rows.
     """
     parts, small = GROUP_SIZES["pulse"], 128
-    fine = _log_level(_stft(audio, small, hop // parts, view.pulse_s), view.pulse_s)
-    fine = torch.nn.functional.pad(fine, (parts // 2, frames * parts)).repeat_interleave(size // small, -2)[..., : size // 2 + 1, :]
-    return [fine[..., part : part + frames * parts : parts] for part in range(parts)]
+    fine = _log_level(_magnitude(_stft(audio, small, hop // parts, view.pulse_s)), view.pulse_s)
+    fine = torch.nn.functional.pad(fine, (parts // 2, frames * parts))[..., : frames * parts].unflatten(-1, (frames, parts))
+    coarse = torch.tensor(rows, device=audio.device) // (size // small)
+    return fine.permute(0, 3, 1, 2).contiguous().index_select(2, coarse)
 
 
 def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
@@ -92,32 +105,46 @@ def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
     level and short: natural logarithm of the magnitude through a long and a short window. advance: cosine and sine of
     the phase step from frame to frame, less the step of the bin's own centre frequency. delay: the same from bin to bin,
     which is the group delay about the window's centre. Vocoders that lose phase change the last two while magnitudes
-    stay right. Raises ValueError where the recording is shorter than one window.
+    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. Raises ValueError where
+    the recording is shorter than one window or a group of channels is unknown.
     """
     size, hop = transform_size(view, channel), hop_samples(view)
     if audio.shape[-1] < size:
         raise ValueError(f"too short: expected at least {size} samples ({size / RATE_HZ:.3f} s), found {audio.shape[-1]}")
-    spectrum = _stft(audio, size, hop, view.window_s)
     first = round(channel.low_hz * size / RATE_HZ)
-    planes = []
+    rows = range(first, min(first + view.bins, size // 2 + 1))
+    # One row more than the image has, for the step from its last row to the next.
+    spectrum = _stft(audio, size, hop, view.window_s)[..., first : rows.stop + 1, :]
+    frames, magnitude = spectrum.shape[-1], _magnitude(spectrum)
+    planes = audio.new_empty((len(audio), channel_count(view.channels), len(rows), frames), dtype=torch.float32)
+    last = -1
     for group in view.channels:
+        last += 1
         if group == "level":
-            planes.append(_log_level(spectrum, view.window_s))
+            planes[:, last] = _log_level(magnitude[..., : len(rows), :], view.window_s)
         elif group == "short":
-            planes.append(_log_level(_stft(audio, size, hop, view.short_s), view.short_s))
+            planes[:, last] = _log_level(_magnitude(_stft(audio, size, hop, view.short_s)[..., first : rows.stop, :]), view.short_s)
         elif group == "pulse":
-            planes += _pulses(audio, view, hop, size, spectrum.shape[-1])
+            planes[:, last : last + 4] = _pulses(audio, view, hop, size, rows, frames)
+            last += 3
         elif group == "advance":
-            step = spectrum[..., 1:] * spectrum[..., :-1].conj()
-            turn = torch.arange(spectrum.shape[-2], device=audio.device)[:, None] * (-2j * np.pi * hop / size)
-            planes += _unit(torch.cat([step[..., :1], step], -1) * torch.exp(turn))
+            inner = slice(0, len(rows))
+            step = spectrum[..., inner, 1:] * spectrum[..., inner, :-1].conj()
+            turn = torch.exp(torch.tensor(rows, device=audio.device)[:, None] * (-2j * np.pi * hop / size))
+            cosine, sine = _unit(step * turn, magnitude[..., inner, 1:] * magnitude[..., inner, :-1])
+            for plane, part in zip((last, last + 1), (cosine, sine)):
+                planes[:, plane, :, 1:] = part
+                planes[:, plane, :, 0] = part[..., 0]
+            last += 1
         elif group == "delay":
-            step = spectrum[..., 1:, :] * spectrum[..., :-1, :].conj()
             # A frame's own centre lies half a transform after its first sample: a phase step of pi.
-            planes += _unit(-torch.cat([step, step[..., -1:, :]], -2))
-        else:
-            channel_count((group,))
-    return torch.stack(planes, 1)[:, :, first : first + view.bins].float()
+            step = -(spectrum[..., 1:, :] * spectrum[..., :-1, :].conj())
+            cosine, sine = _unit(step, magnitude[..., 1:, :] * magnitude[..., :-1, :])
+            for plane, part in zip((last, last + 1), (cosine, sine)):
+                planes[:, plane, : part.shape[-2]] = part
+                planes[:, plane, part.shape[-2] :] = part[..., -1:, :]  # where the image reaches half the rate
+            last += 1
+    return planes
 
 
 def activity(active: np.ndarray, view: View, frames: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from lib.training import ClipReader, engine_of, steps_done, train_student, train
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-VERSION = 1
+VERSION = 2
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
 
 

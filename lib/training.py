@@ -26,6 +26,7 @@ from lib.perturbations import KINDS, perturbed, truth_image
 from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
 from lib.settings import RATE_HZ, Channel, Settings
 from lib.spectrograms import channel_count, channel_slice, image
+from lib.whisper import WhisperPyramid, weights_path
 
 
 class CheckpointError(RuntimeError):
@@ -255,7 +256,7 @@ def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator, 
 
 
 class PerturbationTeacher(nn.Module):
-    """A pyramid with one linear reader a level that names the perturbation at every place; only the pyramid is kept."""
+    """A pyramid with one linear reader a level that names the perturbation at every place."""
 
     def __init__(self, inputs: int, width: int, levels: int) -> None:
         super().__init__()
@@ -278,23 +279,34 @@ def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings,
     return total
 
 
+def teacher_lack(kind: str) -> str:
+    """Why a teacher cannot be had on this machine, with the command that installs it; empty where it can."""
+    try:
+        {"whisper": weights_path, "imagenet": lambda: EfficientNetPyramid(pretrained=True)}.get(kind, str)()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
 def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,
                   say: Callable[[str], None] = lambda _: None) -> tuple[nn.Module, pd.DataFrame]:
     """The teacher of `settings.network.teacher`, frozen, and its training curve (empty where nothing is trained).
 
-    random: seeded He-normal weights, batch norms settled on bona fide speech. imagenet: EfficientNet-Lite0.
-    perturbation: a pyramid trained to name local perturbations of bona fide speech.
+    random: seeded He-normal weights, batch norms settled on bona fide speech. imagenet: EfficientNet-Lite0. whisper: the
+    encoder of Whisper-tiny (lib.whisper). perturbation: a pyramid trained to name local perturbations of bona fide speech.
     """
     network, training, seed = settings.network, settings.training, settings.seed
     inputs, samples = channel_count(settings.view.channels), round(training.window_s * RATE_HZ)
     random = seeds.stream(seed, "settle")
     speech = [_images(reader.crops(training.batch, samples, random), settings, random) for _ in range(8)]
 
-    def finished(pyramid: nn.Module) -> nn.Module:
-        return Standardised(freeze(pyramid)).measure(speech) if network.standardise else freeze(pyramid)
+    def finished(pyramid: nn.Module, readers: list[torch.Tensor] = ()) -> nn.Module:
+        return Standardised(freeze(pyramid), readers).measure(speech) if network.standardise else freeze(pyramid)
 
     if network.teacher == "imagenet":
         return finished(EfficientNetPyramid(pretrained=True, inputs=inputs)), pd.DataFrame()
+    if network.teacher == "whisper":
+        return finished(WhisperPyramid(settings.view, settings.channel)), pd.DataFrame()
     if network.teacher == "random":
         teacher = initialise(ResNetPyramid(inputs, network.teacher_width, network.levels), seed, "teacher")
         return finished(settle(teacher, speech)), pd.DataFrame()
@@ -315,7 +327,7 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
                               for _ in range(6)]))
 
     history = fit(teacher, draw, loss, validation, settings, training.teacher_steps, folder, key, say)
-    return finished(teacher.pyramid), history
+    return finished(teacher.pyramid, [reader.weight[:, :, 0, 0] for reader in teacher.readers]), history
 
 
 def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,
@@ -356,4 +368,5 @@ def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
     if network.teacher == "imagenet":
         return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
     keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
-    return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise)
+    return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise,
+                        settings.view.bins if network.teacher == "whisper" else 0)

@@ -1,10 +1,14 @@
 """The command: what it prints, writes and returns, and that no mistake ends in a traceback."""
 
 import csv
+import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,11 +16,16 @@ import pytest
 import soundfile
 
 from lib import commands
-from lib.cli import main
+from lib.cli import main, parser
+from lib.commands import _settings as commands_settings
 from lib.html import remote_urls
-from lib.plan import Plan, PlanError, duration, planned, size, stated_seconds
+from lib.plan import KEPT_BYTES, Plan, PlanError, duration, planned, size, stated_seconds
+from lib.roles import roles_of
 from lib.runner import notebooks
 from lib.settings import RATE_HZ, load_settings
+from lib.training import ClipReader
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -111,6 +120,18 @@ def test_the_plan_grows_with_the_settings_and_the_disk_is_checked(monkeypatch):
         planned(load_settings("study")).require_disk()
 
 
+def test_the_plan_of_the_paper_preset_is_estimated_and_its_memory_bounded():
+    study, paper, more = planned(load_settings("study")), planned(load_settings("paper")), planned(load_settings(
+        "paper", 0, {"data.multi_train_per_speaker": "40000"}))
+    assert all(stage.seconds and stage.source in ("measured", "stated", "estimated") for stage in paper.stages)
+    ratio = 28000 * 32 / (900 * 16) * (64 / 24) ** 2  # steps, batch and width of the two presets
+    times = [next(stage.seconds for stage in planned(load_settings(name)).stages if stage.name.startswith("20"))
+             for name in ("study", "paper")]
+    assert times[1] / times[0] == pytest.approx(ratio, rel=0.01) and paper.seconds > 86400 > study.seconds
+    assert more.speech_s > 50 * paper.speech_s and more.memory_bytes == paper.memory_bytes
+    assert inspect.signature(ClipReader).parameters["limit_bytes"].default == KEPT_BYTES
+
+
 def test_too_little_disk_stops_the_study_before_it_starts(capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     monkeypatch.setattr("lib.runner.run_study", lambda *_, **__: pytest.fail("it started"))
@@ -124,7 +145,7 @@ def test_every_notebook_states_its_time():
 
 
 def test_times_and_sizes_in_words():
-    assert [duration(value) for value in (None, 45, 600, 7200)] == ["unknown", "45 s", "10 min", "2.0 h"]
+    assert [duration(value) for value in (None, 45, 600, 7200, 4e5)] == ["unknown", "45 s", "10 min", "2.0 h", "5 days"]
     assert [size(value) for value in (5e6, 2.5e9)] == ["5 MB", "2.5 GB"]
 
 
@@ -244,3 +265,22 @@ def test_pdf_without_a_browser_says_how_to_get_one(capsys, monkeypatch, tmp_path
 
 def test_two_pages_of_one_name_are_not_printed_over_each_other(capsys, tmp_path):
     assert "one name" in failed(capsys, 2, "pdf", "a/page.html", "b/page.html", "--out", tmp_path)
+
+
+# --- several machines -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_for_slurm_is_a_script_whose_commands_are_understood():
+    path = ROOT / "examples" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
+    text = path.read_text().replace("\\\n", " ")
+    found = [line.partition(" -m lib ")[2] for line in text.splitlines() if re.match(r'(launch|"\$PYTHON") -m lib ', line)]
+    values = {"CORPORA": "/data", "SCORES": "scores.tsv", "DETECTOR": "detector"}
+    commands = [shlex.split(re.sub(r"\$(\w+)", lambda name: values[name[1]], line.partition("||")[0])) for line in found]
+    assert [words[0] for words in commands] == ["study", "train", "data", "score", "data", "evaluate"]
+    given = [parser().checked(words) for words in commands]
+    settings, _ = commands_settings(given[1])
+    assert settings.preset == "paper" and settings.training.batch % 8 == 0, "two nodes of four GPUs share a batch"
+    roles = {part: roles_of(getattr(settings.data, part)) for part in ("train", "validation", "test", "single")}
+    assert [role.corpus for role in roles["test"]] == ["asvspoof2019_la", "in_the_wild"] and roles["train"][0].split == "train"
+    assert given[3].form == "asvspoof2021" and given[3].manifest == given[2].out

@@ -92,3 +92,26 @@ def test_scaling_round_trip_and_errors(fitted):
         Scaling.fit([], [(3, 5)])
     with pytest.raises(ValueError, match="not one of"):
         scaling.apply(0, clips[0][0][0], "time")
+
+
+def test_read_map_sees_only_what_the_readers_read():
+    clips = [[(residual(features(i), features(i + 50))[0], torch.ones(40, dtype=torch.bool))] for i in range(20)]
+    channels = clips[0][0][0].shape[0]
+    reader = torch.zeros(2, channels)
+    reader[0, 1], reader[1, 2] = 1.0, 1.0
+    scaling = Scaling.fit(clips, [(3, 5)], [reader], [[(1, 1), (3, 5)]])
+    maps = torch.stack([scaling.apply(0, clip[0][0], "read") for clip in clips])
+    assert abs(maps.mean().item()) < 1e-3
+    parts = clips[0][0][0]
+    unread, read = parts.clone(), parts.clone()
+    unread[0] += 0.5
+    read[1] += 0.5
+    before = scaling.apply(0, parts, "read")
+    assert torch.equal(scaling.apply(0, unread, "read"), before)
+    # One of two kinds moves by 0.5 in both neighbourhoods: by hand, half of a half of it over each deviation.
+    spread = scaling.read[0][1][:, 0]
+    assert torch.allclose(scaling.apply(0, read, "read") - before, (0.125 / spread).sum(0)[:, None].expand_as(before), atol=1e-5)
+    again = Scaling.from_tensors(scaling.tensors())
+    assert torch.equal(again.apply(0, parts, "read"), before)
+    with pytest.raises(ValueError, match="this teacher has none"):
+        Scaling.fit(clips, [(3, 5)]).apply(0, parts, "read")

@@ -1,7 +1,8 @@
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from lib.settings import CHOICES, PRESETS, SettingsError, load_settings
 
@@ -44,9 +45,24 @@ def test_choices_name_real_options():
     assert set(CHOICES) <= set(load_settings().options())
 
 
-def test_environment_equals_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_equals_pyproject(project):
     lines = [line.strip()[2:] for line in (ROOT / "environment.yml").read_text().splitlines() if line.strip().startswith("- ")]
     pip = [line for line in lines[lines.index("pip:") + 1 :] if not line.startswith("-e")]
-    assert [line.split(" #")[0] for line in pip] == project["dependencies"]
+    assert [line.split(" #")[0] for line in pip] == project["dependencies"] + project["optional-dependencies"]["distributed"]
+    assert f"python{project['requires-python']}" in {line.split(" #")[0] for line in lines}
     assert all(" # " in line for line in lines if not line.startswith(("-e", "pip:"))), "every package says why it is here"
+
+
+def test_the_tests_bring_all_that_they_need(project):
+    extras = project["optional-dependencies"]
+    assert set(extras["distributed"]) <= set(extras["test"]), "or the tests of two processes are skipped without a word"
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+]+", line)], "a name and a version, no path of one machine"
+    locked = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    named = project["dependencies"] + [name for extra in ("test", "distributed", "generators") for name in extras[extra]]
+    assert {re.split("[<>=]", name)[0].lower() for name in named} <= locked

