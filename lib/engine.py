@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import datetime
 import functools
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -137,6 +139,18 @@ class Engine:
         yield
         if self.main:
             self.wait()
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the process that started it does: one that was killed cannot say goodbye, and its
+    workers would wait for work for ever."""
+
+    def watch(parent: multiprocessing.process.BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def device_named(name: str) -> torch.device:

@@ -16,6 +16,7 @@ from lib import seeds
 from lib.audio import AudioError, decode_g722, read_audio, write_audio
 from lib.channel import FRAME, active_frames
 from lib.corpora import Source
+from lib.engine import end_with_parent
 from lib.generators import GENERATORS, Generator, available
 from lib.paths import CLIPS, DATA, TEXTS, atomic, digest_of, file_digest
 from lib.roles import FEW_VOICES, UNNAMED, UNNAMED_VOICES, clip_name, real_speech
@@ -297,7 +298,7 @@ def prepare(data: Data, seed: int = 0, workers: int = 2,
     if todo:
         # Long jobs first, so that no worker is left alone with them at the end.
         todo.sort(key=lambda job: (not job[0].startswith("hifigan"), job[0]))
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent) as pool:
             waiting = [pool.submit(_made, job) for job in todo]
             try:
                 for number, done in enumerate(concurrent.futures.as_completed(waiting)):

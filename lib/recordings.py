@@ -159,7 +159,10 @@ def _start(folder: Path | str | None, alpha: float, channel: int | None) -> None
 
     import torch
 
+    from lib.engine import end_with_parent
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    end_with_parent()
     torch.set_num_threads(1)
     detector, limits, _ = load_detector(folder)
     _worker.update(detector=detector, limits=limits, alpha=alpha, channel=channel)

@@ -1,10 +1,20 @@
 """Any corpus in any role: who ends up in which split, which fakes are test clips, and what is refused."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
 from lib import protocols
 from lib.layouts import DatasetError
+from lib.paths import NODE
 from lib.protocols import check_table, prepare, single_budget
 from lib.roles import RoleError, cast_of, roles_of
 from lib.settings import Data, load_settings
@@ -126,3 +136,56 @@ def test_roles_are_written_in_options():
 def test_a_voice_with_fewer_clips_than_wanted_keeps_the_proportions():
     assert single_budget(Data(single_train=60, single_validation=20, single_test=20), 50) == {"train": 30, "validation": 10, "test": 10}
     assert single_budget(Data(single_train=6, single_validation=2, single_test=2), 50) == {"train": 6, "validation": 2, "test": 2}
+
+
+# --- killed preparation -----------------------------------------------------------------------------------------------------
+
+CHILD = """
+import sys, pathlib
+from lib.paths import clear_stale_once
+from lib.protocols import prepare, save_table
+from tests.test_roles import options
+if __name__ == "__main__":  # workers import this file
+    clear_stale_once()  # as lib.study.Study does
+    save_table(prepare(options(pathlib.Path(sys.argv[1])), workers=2)[0], pathlib.Path(sys.argv[2]))
+"""
+
+
+def started(script, corpora, home):
+    command = [sys.executable, script, corpora, home / "table.parquet"]
+    return subprocess.Popen(command, env={**os.environ, "STUDY_ROOT": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)})
+
+
+def working(home):
+    """Processes that work below `home`, whoever started them."""
+    places = [path for path in Path("/proc").glob("[0-9]*/environ") if os.access(path, os.R_OK)]
+    found = []
+    for path in places:
+        try:
+            found += [path.parent.name] if f"STUDY_ROOT={home}".encode() in path.read_bytes() else []
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for workers in /proc")
+def test_killed_preparation_goes_on_equals_the_uninterrupted_one_and_leaves_nothing(corpora, table, tmp_path):
+    script, home, random = tmp_path / "prepare.py", tmp_path / "home", np.random.default_rng()
+    script.write_text(CHILD)
+    for folder in ("bonafide", "control_resample"):  # once among the real clips, once while workers make synthetic ones
+        child = started(script, corpora, home)
+        while child.poll() is None and not [*(home / "data/clips" / folder).glob("*.flac")]:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.01))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert not (home / "table.parquet").exists(), "killed too late to be a test"
+    until = time.time() + 20
+    while working(home) and time.time() < until:
+        time.sleep(0.05)
+    assert not working(home), "workers end with the process that was killed"
+    (home / "data/clips/bonafide" / f".tmp-{NODE}-999999999-x.flac").write_text("half a")  # as a kill may leave it
+    assert started(script, corpora, home).wait() == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(home / "table.parquet"), table)
+    assert not [*home.rglob(".tmp-*")]
+    assert {path.relative_to(home / "data").as_posix() for path in home.rglob("*.flac")} == set(table.path)
