@@ -87,7 +87,9 @@ def test_workers_change_nothing(clips, tmp_path):
 def test_channels_last_changes_nothing_but_rounding(clips, tmp_path):
     plain = train(clips, tmp_path / "plain", **LAST | {"run.layout": "contiguous"})[1]
     turned = train(clips, tmp_path / "turned", **LAST)
-    np.testing.assert_allclose(plain.to_numpy(), turned[1].to_numpy(), rtol=1e-4)
+    # AdamW's first steps are as long for a gradient of rounding size as for any other, so rounding grows with the steps.
+    np.testing.assert_allclose(plain.head(1).to_numpy(), turned[1].head(1).to_numpy(), rtol=1e-4)
+    np.testing.assert_allclose(plain.to_numpy(), turned[1].to_numpy(), rtol=1e-3)
     assert all(value.is_contiguous() for value in turned[0].state_dict().values())
 
 
