@@ -77,7 +77,8 @@ def _key(path: Path) -> tuple[pd.DataFrame, int]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        # Not splitlines(): transcripts in some languages hold other signs that it takes for the end of a line.
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: expected a readable UTF-8 text file; found: {error}.") from error
 
@@ -94,7 +95,7 @@ def _bar_rows(path: Path, quoted: bool = False) -> list[list[str]]:
     lines = _lines(path)
     rows = [line.split("|") for line in lines]
     if quoted and len({len(row) for row in rows}) > 1:
-        rows = list(csv.reader(lines, delimiter="|"))
+        rows = list(csv.reader((f"{line}\n" for line in lines), delimiter="|"))
     wrong = [number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])]
     if wrong or not rows:
         refuse(path, "rows of one width divided by `|`", f"{len(rows)} rows, other widths in {wrong[:3]}",

@@ -111,6 +111,12 @@ def test_duplicate_ids_and_bad_protocol_lines(tmp_path):
         load_dataset("asvspoof2019_la", home)
 
 
+def test_asvspoof2019_other_tracks_are_named(tmp_path):
+    text(tmp_path / "PA/ASVspoof2019_PA_cm_protocols/ASVspoof2019.PA.cm.train.trn.txt", "PA_0079 PA_T_1 aaa - bonafide")
+    with pytest.raises(DatasetError, match="expected ASVspoof2019_LA_cm_protocols.*found .*'ASVspoof2019_PA_cm_protocols'|found .'PA'"):
+        load_dataset("asvspoof2019_la", tmp_path)
+
+
 def asvspoof2021(home, track, rows, parts):
     text(home / f"keys/{track}/CM/trial_metadata.txt", *rows)
     for number, row in enumerate(rows):
@@ -170,6 +176,22 @@ def asvspoof5(home, form):
     return home
 
 
+def test_asvspoof5_with_its_protocols_in_a_folder_of_their_own_and_in_part(tmp_path):
+    home = asvspoof5(tmp_path / "asvspoof5", "new")
+    (home / "ASVspoof5_protocols").mkdir()
+    for path in home.glob("*.tsv"):
+        path.rename(home / "ASVspoof5_protocols" / path.name)
+    assert len(loaded("asvspoof5", tmp_path)) == 6
+    (home / "flac_E_eval/E_0001.flac").unlink()
+    with pytest.raises(DatasetError, match="E_0001.flac: missing"):
+        load_dataset("asvspoof5", tmp_path, check=True)
+    protocol = home / "ASVspoof5_protocols/ASVspoof5.train.tsv"
+    text(protocol, "SPEAKER_ID FLAC_FILE_NAME SPEAKER_GENDER CODEC CODEC_Q CODEC_SEED ATTACK_TAG ATTACK_LABEL KEY TMP",
+         *protocol.read_text().splitlines())
+    with pytest.raises(DatasetError, match="line 1: expected 10 columns with bonafide or spoof in column 9"):
+        load_dataset("asvspoof5", tmp_path)
+
+
 @pytest.mark.parametrize("form", ["new", "older"])
 def test_asvspoof5(tmp_path, form):
     table = loaded("asvspoof5", asvspoof5(tmp_path, form))
@@ -221,6 +243,10 @@ def test_mlaad(tmp_path):
     quoted = tmp_path / "MLAADv5/fake/en/OpenAI TTS-1 HD/meta.csv"
     text(quoted, "path|transcript", 'x/a b.wav|"one | two ""three"""')
     assert load_dataset("mlaad", tmp_path)["text"].tolist()[1] == 'one | two "three"'
+    text(quoted, "path|transcript", "x/a b.wav|first\u2028second\x85third\x0cfourth")
+    assert load_dataset("mlaad", tmp_path)["text"].tolist()[1] == "first\u2028second\x85third\x0cfourth"
+    text(quoted, "path|transcript", 'x/a b.wav|"first | \nsecond"')
+    assert load_dataset("mlaad", tmp_path)["text"].tolist()[1] == "first | \nsecond"
     quoted.unlink()
     with pytest.raises(DatasetError, match="OpenAI TTS-1 HD"):
         load_dataset("mlaad", tmp_path)
