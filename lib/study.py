@@ -83,7 +83,9 @@ class PreparedClips(Sequence):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int | slice) -> tuple[np.ndarray, np.ndarray] | PreparedClips:
+        if isinstance(index, slice):
+            return PreparedClips(self.paths[index], self.channel)
         return apply_channel(read_audio(self.paths[index], strict=False)[0], self.channel)
 
 
