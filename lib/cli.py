@@ -14,6 +14,9 @@ from collections.abc import Callable
 from lib import commands
 from lib.commands import UsageError
 
+BENCH = ("agreement", "inference", "training", "front-end", "command", "width", "memory")
+"""Parts of lib.bench, named here so that --help needs no torch."""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line that name the nearest known option."""
@@ -74,7 +77,9 @@ def parser() -> Parser:
     one.add_argument("--download", action="store_true", help="fetch it first, where that is allowed without a form")
     one.add_argument("--part", default="train-clean-100", help="of LibriSpeech, with --download")
     one = command(commands.bench, "ratios of speed, measured in one run")
-    one.add_argument("--quick", action="store_true", help="fewer sizes")
+    one.add_argument("--only", action="append", default=[], metavar="PART", choices=BENCH,
+                     help=f"one of {', '.join(BENCH)}; may be repeated")
+    one.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
     one.add_argument("--csv", metavar="FILE", help="write the table")
     return root
 

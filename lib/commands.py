@@ -279,15 +279,17 @@ def data(given: argparse.Namespace) -> int:
 
 
 def bench(given: argparse.Namespace) -> int:
-    try:
-        from lib.bench import run
-    except ModuleNotFoundError as error:
-        raise RuntimeError(f"the benchmark is not complete here: {error}") from None
-    table = run(quick=given.quick)
-    print(table.to_string(index=False))
+    import pandas as pd
+
+    from lib.bench import run
+
+    tables = []
+    for table in run(given.quick, tuple(given.only)):
+        tables.append(table)
+        print(table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"), flush=True)
     if given.csv:
         from lib.paths import atomic
 
         with atomic(given.csv) as temporary:
-            table.to_csv(temporary, index=False)
+            pd.concat(tables, ignore_index=True).to_csv(temporary, index=False)
     return 0
