@@ -72,13 +72,13 @@ def export_notebook(executed, html, *, title=None, provenance=None, previous=Non
 
 
 def write_index(path, entries, figure=None, provenance=None, title="Reports", *, summary="", headline="",
-                links=()) -> Path:
+                times="", links=()) -> Path:
     """Write the index of the reports at `path`.
 
     `entries` are mappings with `href`, `number` and what `notebook_facts` gives: `title`, `question`,
     `finding`, `seconds`, `figure` (the bytes or the path of a PNG, or None). `figure` is the same for the
-    whole study, or `(image, alt text)`. `headline` is trusted HTML, such as a table; `summary`, questions
-    and findings are Markdown, in which HTML is escaped; `links` are `(address, text)`.
+    whole study, or `(image, alt text)`. `headline` and `times` (of the stages) are trusted HTML, such as a
+    table; `summary`, questions and findings are Markdown, in which HTML is escaped; `links` are `(address, text)`.
     """
     shown = []
     for entry in entries:
@@ -91,7 +91,7 @@ def write_index(path, entries, figure=None, provenance=None, title="Reports", *,
         figure = _thumbnail(image, 2000), alt
     return _write_page(path, "index.html.j2", kind="index", title=title, entries=shown, figure=figure,
                        headline=_finished(headline)[0] if headline else "", summary=_inline(summary),
-                       links=links, provenance=provenance)
+                       times=_finished(times)[0] if times else "", links=links, provenance=provenance)
 
 
 def notebook_facts(path) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -108,7 +109,8 @@ def run_study(settings: Settings, changes: dict[str, str], only: tuple[str, ...]
         _execute(path, target, settings, changes)
         seconds = time.time() - began
         times[path.stem] = seconds
-        write_json(stamp_path, {"key": key, "executed": file_digest(target), "seconds": round(seconds, 1)})
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        write_json(stamp_path, {"key": key, "executed": file_digest(target), "seconds": round(seconds, 1), "peak_mb": round(peak)})
         say(f"[{number + 1:2d}/{len(every)}] {path.stem}: done in {seconds:.0f} s")
     index = write_reports(settings)
     say(f"study finished in {time.time() - started:.0f} s; open {index}")
@@ -160,7 +162,23 @@ def write_reports(settings: Settings) -> Path:
     alt = figure.with_suffix(".txt").read_text().strip() if figure.exists() else ""
     return html.write_index(
         REPORTS / "index.html", entries, (figure, alt) if figure.exists() else None, trail,
-        "One-class speech deepfake detection by feature pyramid matching", summary=SUMMARY, headline=table)
+        "One-class speech deepfake detection by feature pyramid matching", summary=SUMMARY, headline=table,
+        times=stage_times(settings).to_html(index=False, border=0))
+
+
+def stage_times(settings: Settings) -> pd.DataFrame:
+    """Where the time of the study went: a row a stage that ran at this preset, and their sum.
+
+    The peak is that of the largest process so far, so its last value is the whole run's.
+    """
+    stamps = [(path.stem, RUNS / settings.preset / "stamps" / f"{path.stem}.json") for path in notebooks()]
+    rows = [{"stage": name} | json.loads(path.read_text(encoding="utf-8")) for name, path in stamps if path.exists()]
+    total = sum(row["seconds"] for row in rows)
+    shown = [{"stage": row["stage"], "seconds": f"{row['seconds']:.0f}", "share": f"{row['seconds'] / max(total, 1e-9):.0%}",
+              "peak memory so far (MB)": row.get("peak_mb", "")} for row in rows]
+    peaks = [row["peak_mb"] for row in rows if "peak_mb" in row]
+    return pd.DataFrame([*shown, {"stage": "all", "seconds": f"{total:.0f}", "share": "100%",
+                                  "peak memory so far (MB)": max(peaks, default="")}])
 
 
 SUMMARY = """A teacher network turns speech into a pyramid of features; a student learns to imitate it **on real speech only**.

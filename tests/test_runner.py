@@ -3,7 +3,7 @@ import pytest
 
 from lib import runner
 from lib.runner import StudyError, notebooks, parse_options, verify
-from lib.settings import SettingsError
+from lib.settings import SettingsError, load_settings
 
 
 @pytest.fixture
@@ -55,3 +55,12 @@ def test_options_are_pairs():
     assert parse_options(["seed=1", "run.seeds = 2"]) == {"seed": "1", "run.seeds": "2"}
     with pytest.raises(SettingsError, match="NAME=VALUE"):
         parse_options(["seed"])
+
+
+def test_where_the_time_goes(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "RUNS", tmp_path / "runs")
+    for name, seconds, peak in ((notebooks()[0].stem, 5.0, 400), (notebooks()[3].stem, 15.0, 900)):
+        runner.write_json(tmp_path / "runs/smoke/stamps" / f"{name}.json", {"seconds": seconds, "peak_mb": peak})
+    table = runner.stage_times(load_settings("smoke"))
+    assert table.stage.tolist() == [notebooks()[0].stem, notebooks()[3].stem, "all"]
+    assert table.share.tolist() == ["25%", "75%", "100%"] and table["peak memory so far (MB)"].tolist() == [400, 900, 900]
