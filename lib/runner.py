@@ -195,7 +195,8 @@ TOLERANCE = {"green": 0.02, "amber": 0.06}
 def verify(preset: str) -> list[tuple[str, str, str]]:
     """Compare the tables of the last run with the committed reference: [(table, green | amber | red, why)].
 
-    Raises StudyError where there is no reference for the preset or nothing was run.
+    A table of this run that has no reference is amber: nobody has vouched for it. Raises StudyError where there is no reference
+    for the preset or nothing was run.
     """
     reference = REFERENCE / preset
     tables = sorted(reference.glob("*.csv"))
@@ -203,7 +204,9 @@ def verify(preset: str) -> list[tuple[str, str, str]]:
         raise StudyError(f"no reference tables for preset {preset!r} under {reference}")
     if not (REPORTS / "tables").is_dir():
         raise StudyError("nothing to compare: run `make study` first")
-    return [(path.name, *_compared(path, REPORTS / "tables" / path.name)) for path in tables]
+    unknown = sorted({path.name for path in (REPORTS / "tables").glob("*.csv")} - {path.name for path in tables})
+    return [(path.name, *_compared(path, REPORTS / "tables" / path.name)) for path in tables] + [
+        (name, "amber", "no reference table of this name") for name in unknown]
 
 
 def _compared(reference: Path, ours: Path) -> tuple[str, str]:

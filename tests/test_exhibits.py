@@ -37,3 +37,14 @@ def test_a_table_carries_where_it_comes_from(tmp_path, shown):
     sheet = json.loads((tmp_path / "tables" / "30_results.json").read_text())
     assert sheet["provenance"] == {"seed": 4} and sheet["rows"] == [{"auc": 0.51234}]
     assert "0.51<" in shown[0][0]._repr_html_() and "AUC &amp; more" in shown[0][0]._repr_html_()
+
+
+def test_figures_carry_where_they_come_from(tmp_path, shown):
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    trail = {"seed": 4, "settings": "a1b2", "data": "c3d4", "code": "e5f6+", "device": "cpu", "versions": {"torch": "2"}}
+    Exhibits(tmp_path, "30", trail).figure(Figure(), "x", "Nothing at all")
+    stem = tmp_path / "figures" / "30_x"
+    assert json.loads(Image.open(stem.with_suffix(".png")).text["Description"]) == trail
+    assert "c3d4" in stem.with_suffix(".svg").read_text()

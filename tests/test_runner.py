@@ -1,3 +1,5 @@
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -31,6 +33,24 @@ def test_verify_colours(folders, change, colour):
     table.to_csv(reference / "30_x.csv", index=False)
     change(table).to_csv(ours / "30_x.csv", index=False)
     assert [row[:2] for row in verify("study")] == [("30_x.csv", colour)]
+
+
+def test_two_equal_runs_are_green_and_a_deliberate_change_is_not(folders, monkeypatch, capsys):
+    """Through the files that notebooks write and the command that a person runs."""
+    from lib.cli import main
+    from lib.exhibits import Exhibits
+
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: None)
+    reference, ours = folders
+    first = pd.DataFrame({"generator": ["world", "hibari"], "clips": [40, 20], "auc": [1 / 3, 0.812345678]})
+    Exhibits(ours.parent, "30", {"seed": 0}).table(first, "results")
+    shutil.copy(ours / "30_results.csv", reference)
+    for moved, code, colour in ((0.0, 0, "green"), (0.05, 0, "amber"), (0.2, 1, "red"), (0.0, 0, "green")):
+        Exhibits(ours.parent, "30", {"seed": 0}).table(first.assign(auc=first.auc - moved), "results")
+        assert main(["verify", "--preset", "study"]) == code
+        assert capsys.readouterr().out.startswith(f"{colour:5s}  30_results.csv")
+    Exhibits(ours.parent, "34", {"seed": 0}).table(first, "points")
+    assert [row[:2] for row in verify("study")] == [("30_results.csv", "green"), ("34_points.csv", "amber")]
 
 
 def test_verify_without_run_or_reference(folders):
