@@ -24,7 +24,7 @@ from lib.detector import POOLINGS, Detector, folded
 from lib.discrepancy import residual
 from lib.metrics import area_under_curve
 from lib.settings import RATE_HZ
-from lib.spectrograms import activity, image
+from lib.spectrograms import image
 
 if TYPE_CHECKING:
     from lib.study import Study
@@ -57,16 +57,8 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
     """The detector's anomaly, a scalar with a gradient, of an image (1, channel, frequency, frame) of a clip with `active`
     (20 ms frames,) as the channel gives it. Equal to `Detector.score_prepared` up to rounding; up = fake."""
     detector, scoring = target.detector, target.detector.settings.scoring
-    frames = picture.shape[-1]
-    whole = activity(active, detector.settings.view, frames)
-    levels, masks = [], []
-    for wanted, got in zip(target.networks[0](picture), target.networks[1](picture)):
-        parts = residual(wanted, got)[0]
-        stride = 2 ** round(np.log2(frames / parts.shape[-1]))
-        centres = np.minimum(np.arange(parts.shape[-1]) * stride, frames - 1)
-        mask = whole[centres]
-        levels.append(parts)
-        masks.append(torch.from_numpy(mask if mask.any() else np.ones_like(mask)))
+    pyramids = (network(picture) for network in target.networks)
+    levels, masks = zip(*detector.residuals(*pyramids, active, picture.shape[-1]))
     if scoring.pooling in POOLINGS:
         maps = [detector.scaling.apply(index, parts, scoring.scaling) for index, parts in enumerate(levels)]
         kept = detector.combined(maps, tuple(levels[0].shape[-2:]), scoring.combine)[:, masks[0]]
@@ -75,9 +67,7 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
                 "quantile": lambda: torch.quantile(kept.mean(0), 0.95)}[scoring.pooling]()
     rows = levels if scoring.scaling == "signed" else [detector.scaling.apply(index, parts, scoring.scaling)
                                                        for index, parts in enumerate(levels)]
-    means = [row[..., mask].mean(-1) for row, mask in zip(rows, masks)]
-    profile = torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), min(scoring.bands, mean.shape[-1])).flatten()
-                         for mean in means])
+    profile = detector.profile(rows, masks)
     z = (profile - target.mean) / target.deviation
     return (z @ target.precision @ z / len(z)).clamp_min(0).sqrt() if scoring.pooling == "profile" else (z**2).mean().sqrt()
 

@@ -154,15 +154,18 @@ class Detector:
         if len(audio) > block + overlap:
             return self._long_residuals(audio, active, block, overlap)
         picture, wanted, got = self.pyramids(audio)
-        frames = picture.shape[-1]
-        whole = activity(active, self.settings.view, frames)
-        levels = []
+        return picture[0], self.residuals(wanted, got, active, picture.shape[-1])
+
+    def residuals(self, wanted: list[torch.Tensor], got: list[torch.Tensor], active: np.ndarray,
+                  frames: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each level of both pyramids (1, channel, frequency, frame) of an image of `frames`, the residual (channel,
+        frequency, frame) and the activity (frame,); differentiable."""
+        whole, levels = activity(active, self.settings.view, frames), []
         for t, s in zip(wanted, got):
             parts = residual(t, s)[0]
-            centres = np.minimum(np.arange(parts.shape[-1]) * stride_of(frames, parts.shape[-1]), frames - 1)
-            mask = whole[centres]
+            mask = whole[np.minimum(np.arange(parts.shape[-1]) * stride_of(frames, parts.shape[-1]), frames - 1)]
             levels.append((parts, torch.from_numpy(mask if mask.any() else np.ones_like(mask))))
-        return picture[0], levels
+        return levels
 
     def _long_residuals(self, audio, active, block, overlap):
         # Blocks start on a common multiple of the hop, the deepest stride and the activity frames, so pieces abut exactly.
@@ -205,14 +208,14 @@ class Detector:
             grown = [functional.softplus(level) for level in grown]
         return torch.stack(grown).prod(0)
 
-    def profile(self, levels: list[torch.Tensor], masks: list[torch.Tensor]) -> np.ndarray:
+    def profile(self, levels: list[torch.Tensor], masks: list[torch.Tensor]) -> torch.Tensor:
         """Mean over active frames in each of `scoring.bands` frequency bands: levels (..., frequency, frame) ->
         (levels * ... * bands,). Of maps, the discrepancy profile; of residuals (channel, frequency, frame), the signed one.
-        A level with fewer rows than bands (Whisper has one) gives its rows."""
+        A level with fewer rows than bands (Whisper has one) gives its rows. Differentiable."""
         bands = self.settings.scoring.bands
         means = [level[..., mask].mean(-1) for level, mask in zip(levels, masks)]
         return torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), min(bands, mean.shape[-1])).flatten()
-                          for mean in means]).numpy()
+                          for mean in means])
 
     def extents(self, seconds: float, hertz: float) -> list[tuple[int, int]]:
         """Rows and frames of a neighbourhood of `seconds` and `hertz` at each level."""
@@ -251,7 +254,7 @@ class Detector:
             drawn = combines or kind != "signed"  # the signed profile needs no maps
             maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)] if drawn else []
             profiled = [parts for parts, _ in levels] if kind == "signed" else maps
-            found[f"profile/{kind}"] = self.profile(profiled, [mask for _, mask in levels])
+            found[f"profile/{kind}"] = self.profile(profiled, [mask for _, mask in levels]).numpy()
             for combine in combines:
                 whole = self.combined(maps, shape, combine)
                 found |= {f"{kind}/{combine}/{name}": value for name, value in self.pooled(whole, frames_active).items()}

@@ -49,7 +49,7 @@ class Collected:
 
     def __call__(self, part: Part, piece: Piece) -> None:
         maps = [self.detector.scaling.apply(index, parts, "signed") for index, (parts, _) in enumerate(piece.levels)]
-        profile = self.detector.profile(maps, [mask for _, mask in piece.levels])
+        profile = self.detector.profile(maps, [mask for _, mask in piece.levels]).numpy()
         self.bands.append((part.start_s, part.seconds, profile.reshape(len(maps), -1).mean(0)))
         self.loudest_db = max(self.loudest_db, part.level_db)
         if self.most and self.most[0].level_db <= self.loudest_db - PAUSE_DB:

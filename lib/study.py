@@ -100,7 +100,7 @@ class Study:
         self.settings, self.notebook = settings, notebook
         self.folder = RUNS / settings.preset
         self.origin = self  # the study whose teachers this one uses
-        self._teachers: dict[str, tuple[nn.Module, pd.DataFrame, str]] = {}
+        self._teachers: dict[str, tuple[nn.Module, pd.DataFrame]] = {}
         seeds.pin(settings.seed, settings.run.threads)
         clear_stale_once()
 
@@ -217,31 +217,27 @@ class Study:
             return False  # nothing is trained
         return steps_done(self.checkpoint(experiment, student)) < (training.student_steps if student else training.teacher_steps)
 
-    def _teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
-        if self.origin is not self:
-            return self.origin._teacher(experiment)
-        voices = self._voices(experiment)
-        if voices not in self._teachers:
-            train, held_out, key = self.part(voices, "train"), self.part(voices, "selection"), self._teacher_key(experiment)
-            say(f"teacher: {self.settings.network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
-            with seeds.threads(self.settings.run.training_threads):
-                teacher, history = train_teacher(
-                    ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
-                    self.checkpoint(experiment, student=False), key, say)
-            self._teachers[voices] = teacher, history, key
-        return self._teachers[voices]
-
     def teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame]:
         """The frozen teacher of an experiment and its training curve (empty where nothing was trained).
 
         It hears the experiment's own bona fide training clips, or with `network.teacher_speech=multi` the training voices of
         the multi-speaker experiment in both; never a test clip.
         """
-        return self._teacher(experiment)[:2]
+        if self.origin is not self:
+            return self.origin.teacher(experiment)
+        voices = self._voices(experiment)
+        if voices not in self._teachers:
+            train, held_out, key = self.part(voices, "train"), self.part(voices, "selection"), self._teacher_key(experiment)
+            say(f"teacher: {self.settings.network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
+            with seeds.threads(self.settings.run.training_threads):
+                self._teachers[voices] = train_teacher(
+                    ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+                    self.checkpoint(experiment, student=False), key, say)
+        return self._teachers[voices]
 
     def student(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
         """The frozen student of an experiment, its curve and its key."""
-        teacher, key = self._teacher(experiment)[0], self._student_key(experiment)
+        teacher, key = self.teacher(experiment)[0], self._student_key(experiment)
         train, held_out = self.part(experiment, "train"), self.part(experiment, "selection")
         say(f"student: {experiment}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
         with seeds.threads(self.settings.run.training_threads):
@@ -255,7 +251,7 @@ class Study:
 
         `scaling_part="train"` fits the scaling on the student's own training clips instead, for the ablation.
         """
-        teacher, _, _ = self._teacher(experiment)
+        teacher, _ = self.teacher(experiment)
         student, _, key = self.student(experiment)
         scaling, threshold = self.part(experiment, scaling_part), self.part(experiment, "threshold")
         if scaling_part == "train":
@@ -312,7 +308,7 @@ class Study:
         clips = clips[clips[experiment] == "test"]
         train = self.part(experiment, "train").head(300)
         fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
-        key = digest_of([VERSION, self._key(self._teacher(experiment)[2]), train.sha256.tolist(), clips.sha256.tolist(),
+        key = digest_of([VERSION, self._key(self.origin._teacher_key(experiment)), train.sha256.tolist(), clips.sha256.tolist(),
                          fakes.sha256.tolist()])
         path = self.folder / "baselines" / f"{key}.parquet"
         if path.exists():
@@ -320,7 +316,7 @@ class Study:
         # Baselines pass over their clips many times: at most a few hundred training clips are held, and the test clips.
         fitting, scored, spoof = list(self.prepared(train)), list(self.prepared(clips)), list(self.prepared(fakes))
         view, channel = self.settings.view, self.settings.channel
-        features = lambda audio: self._teacher(experiment)[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
+        features = lambda audio: self.teacher(experiment)[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
         tables = []
         for entry in BASELINES.values():
             began = time.time()

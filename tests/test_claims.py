@@ -17,7 +17,7 @@ def folder(tmp_path):
                                    "ours minus baseline": [0.15, 0.1, -0.2, 0.01], "p (Holm)": [0.01, 0.02, 0.01, 0.9]}),
         "31_shift": pd.DataFrame({"scaling": ["none", "element", "frequency"], "score": "mean", "home": [0.6, 0.62, 0.6],
                                   "away, new statistics": [0.5, 0.6, 0.5]}),
-        "41_localisation": pd.DataFrame({"map": ["signed (ours)", "log-energy"], "kind": "splice", "pixel AUROC": [0.7, 0.6],
+        "41_localisation": pd.DataFrame({"map": ["read (ours)", "log-energy"], "kind": "splice", "pixel AUROC": [0.7, 0.6],
                                          "PRO@30%": [0.2, 0.3]}),
         "34_points": pd.DataFrame({"setting": ["same voice", "cross-corpus"], "construction": "clips", "nominal": 0.05, "resolved": True,
                                    "false alarms": [0.05, 0.9], "low": [0.01, 0.8], "high": [0.1, 1.0]})}
