@@ -158,7 +158,8 @@ def filter_attack(study: Study, detector: Detector, table: pd.DataFrame, limit: 
 
 def moved_image(target: Target, picture: torch.Tensor, active: np.ndarray, epsilon: float, steps: int = 8) -> torch.Tensor:
     """The image with every value moved by at most `epsilon` so that the anomaly falls: projected gradient descent on the sign
-    (Madry et al. 2018). The image's log-magnitudes are in units of 1.8 nepers (15.6 dB). The best of all steps is returned."""
+    (Madry et al. 2018). The image's log-magnitudes are in units of 1.8 nepers (15.6 dB). Steps halve: the two-sided score has its
+    lowest point close by, and steps as wide as the reach jump over it. The best of all steps is returned."""
     change = torch.zeros_like(picture, requires_grad=True)
     best, lowest = picture, float("inf")
     for step in range(steps + 1):
@@ -168,7 +169,7 @@ def moved_image(target: Target, picture: torch.Tensor, active: np.ndarray, epsil
         if step < steps:
             slope, = torch.autograd.grad(anomaly, change)
             with torch.no_grad():
-                change -= 2.5 * epsilon / steps * slope.sign()
+                change -= epsilon * 0.5 ** (step + 1) * slope.sign()
                 change.clamp_(-epsilon, epsilon)
     return best
 
@@ -189,9 +190,11 @@ def gradient_attack(study: Study, detector: Detector, table: pd.DataFrame, epsil
         audio, active = apply_channel(read_audio(DATA / path, strict=False)[0], study.settings.channel)
         picture = pictured(target, torch.from_numpy(audio))
         moved = [picture, *(moved_image(target, picture, active, epsilon, steps) for epsilon in epsilons)]
-        return tuple(float(anomaly_tensor(target, one, active)) for one in moved)
+        before, *after = (float(anomaly_tensor(target, one, active)) for one in moved)
+        # An image within a small reach is within a wider one too.
+        return before, *np.minimum.accumulate(after)
 
-    epsilons, rows = tuple(epsilons), []
+    epsilons, rows = sorted(epsilons), []
     for clip, (before, *after) in zip(clips.itertuples(), study.side_by_side(attacked, clips.path)):
         rows += [(clip.generator, clip.parent, epsilon, before, value) for epsilon, value in zip(epsilons, after)]
     return pd.DataFrame(rows, columns=["generator", "parent", "epsilon", "before", "after"])
