@@ -1,4 +1,5 @@
-"""Owns the one-class baselines made of networks: an autoencoder, Deep SVDD, and distances of teacher features.
+"""Owns the one-class baselines made of networks: an autoencoder, Deep SVDD, distances of teacher features, and
+the teacher's own readings.
 
 They run on the CPU; interface and data as in lib.baselines. Also what a training by gradient needs: crops and the loop.
 """
@@ -18,6 +19,7 @@ from torch.nn import functional
 from lib import seeds
 from lib.baselines import BANDS, CHANNEL, HOP, Baseline, Clip, activity_at, log_mel
 from lib.channel import FRAME
+from lib.detector import Typicality
 from lib.settings import RATE_HZ, Channel
 
 Features = Callable[[np.ndarray], list[torch.Tensor]]
@@ -219,6 +221,24 @@ class TeacherKnn(TeacherBaseline):
         patches = self._patches(audio, active) / self.deviation
         nearest = torch.cdist(patches, self.bank).topk(self.neighbours, largest=False).values.mean(dim=1)
         return nearest.mean() if self.pooling == "mean" else nearest.quantile(0.99)
+
+
+class TeacherReadings(TeacherBaseline):
+    """The study's own score without a student: mean over active frames of what a perturbation teacher reads in each level, kind
+    and frequency band, both ways. `features(audio)` gives readings (1, kind, frequency, frame). What the student adds is the
+    difference to the detector."""
+
+    bands = 6
+
+    def _profile(self, audio: np.ndarray, active: np.ndarray) -> np.ndarray:
+        means = [level.mean(-1)[:, None] for level in self._pyramid(audio, active)]
+        return torch.cat([functional.adaptive_avg_pool1d(mean, min(self.bands, mean.shape[-1])).flatten() for mean in means]).numpy()
+
+    def _fit(self, clips: list[Clip], seed: int) -> None:
+        self.model = Typicality.fit(np.stack([self._profile(*clip) for clip in clips]))
+
+    def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> float:
+        return float(self.model.two_sided(self._profile(audio, active)[None])[0])
 
 
 def k_centres(points: torch.Tensor, count: int, first: int) -> torch.Tensor:

@@ -203,12 +203,12 @@ class SpectrogramMahalanobis(SpectrogramSvm):
 
 @dataclass(frozen=True)
 class Entry:
-    """A baseline of the registry: `factory()` makes a new one, `factory(features)` where it needs a teacher's pyramid."""
+    """A baseline of the registry: `factory()` makes a new one, `factory(pyramid)` where it needs a teacher's."""
 
     title: str
-    kind: str  # trivial, one-class (fit on bona fide clips) or supervised (fit on bona fide and spoof clips)
+    kind: str  # trivial, one-class (fit on bona fide clips), ablation (of the study's own) or supervised (fit on spoof clips too)
     name: str  # module:class, imported when first needed
-    needs_teacher: bool = False
+    needs_teacher: str = ""  # "features" or "readings": which pyramid of the teacher the factory is given
 
     def factory(self, *arguments: object, **options: object) -> Baseline:
         module, _, name = self.name.partition(":")
@@ -222,8 +222,9 @@ BASELINES = {
     "spectrogram_mahalanobis": Entry("Spectrogram Mahalanobis", "one-class", "lib.baselines:SpectrogramMahalanobis"),
     "autoencoder": Entry("Convolutional autoencoder", "one-class", "lib.baseline_networks:Autoencoder"),
     "deep_svdd": Entry("Deep SVDD", "one-class", "lib.baseline_networks:DeepSvdd"),
-    "teacher_mahalanobis": Entry("Teacher Gaussian (PaDiM)", "one-class", "lib.baseline_networks:TeacherMahalanobis", True),
-    "teacher_knn": Entry("Teacher neighbours (PatchCore)", "one-class", "lib.baseline_networks:TeacherKnn", True),
+    "teacher_mahalanobis": Entry("Teacher Gaussian (PaDiM)", "one-class", "lib.baseline_networks:TeacherMahalanobis", "features"),
+    "teacher_knn": Entry("Teacher neighbours (PatchCore)", "one-class", "lib.baseline_networks:TeacherKnn", "features"),
+    "teacher_readings": Entry("Teacher's readings, no student (ours)", "ablation", "lib.baseline_networks:TeacherReadings", "readings"),
     "supervised_resnet": Entry("Supervised ResNet", "supervised", "lib.supervised:SupervisedResNet"),
     "supervised_lcnn": Entry("Supervised LCNN on LFCC", "supervised", "lib.supervised:SupervisedLcnn"),
 }

@@ -254,9 +254,10 @@ def robustness(study: Study, talkers: int = 24) -> dict[str, dict[str, Degradati
 
 
 def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, conditions: dict[str, Degradation],
-                    limit: int = 40, known: Known | None = None) -> pd.DataFrame:
+                    limit: int = 40, known: Known | None = None, also: dict[str, Detector] | None = None) -> pd.DataFrame:
     """Anomaly of up to `limit` clips of each generator under each condition: `clip_id, generator, role, parent, speaker,
-    condition, anomaly`; with `known`, also `outside`, whether the clip is outside what calibration covers.
+    condition, anomaly`; with `known`, also `outside`, whether the clip is outside what calibration covers; and a column
+    of anomaly for each detector of `also`, which has the same networks and scores otherwise.
 
     A clip that a condition leaves without speech has no anomaly (NaN). A condition that cannot be made (a missing encoder) is
     left out and said.
@@ -264,6 +265,7 @@ def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, condi
     from lib.audio import read_audio
     from lib.paths import DATA
 
+    others = also or {}
     clips = clips.groupby("generator", sort=False).head(limit).reset_index(drop=True)
     audios = [read_audio(DATA / path, strict=False)[0] for path in clips.path]
     # The next clip of the same source, for conditions that need a second one.
@@ -274,21 +276,22 @@ def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, condi
     for name, degrade in conditions.items():
         joins = getattr(degrade, "func", None) is joined
 
-        def scored(index: int, degrade: Degradation = degrade, name: str = name, joins: bool = joins) -> tuple[float, bool]:
+        def scored(index: int, degrade: Degradation = degrade, name: str = name, joins: bool = joins) -> tuple:
             given = {"other": audios[followers[index]]} if joins else {}
             touched = degrade(audios[index], seeds.stream(0, name, clips.clip_id[index]), **given)
             try:
-                anomaly = detector.score_prepared(*apply_channel(touched, study.settings.channel))
+                levels = detector.clip_residuals(*apply_channel(touched, study.settings.channel))[1]
+                anomalies = [one.score_residuals(levels) for one in (detector, *others.values())]
             except ValueError:
-                anomaly = float("nan")
-            return anomaly, bool(known and known.outside(touched))
+                anomalies = [float("nan")] * (1 + len(others))
+            return bool(known and known.outside(touched)), *anomalies
 
         try:
-            for clip, (anomaly, outside) in zip(clips.itertuples(), list(study.side_by_side(scored, range(len(clips))))):
-                rows.append((clip.clip_id, clip.generator, clip.role, clip.parent, clip.speaker, name, anomaly, outside))
+            for clip, found in zip(clips.itertuples(), list(study.side_by_side(scored, range(len(clips))))):
+                rows.append((clip.clip_id, clip.generator, clip.role, clip.parent, clip.speaker, name, *found))
         except MissingEncoder as error:
             print(f"left out: {name}: {error}")
-    table = pd.DataFrame(rows, columns=["clip_id", "generator", "role", "parent", "speaker", "condition", "anomaly", "outside"])
+    table = pd.DataFrame(rows, columns=["clip_id", "generator", "role", "parent", "speaker", "condition", "outside", "anomaly", *others])
     return table if known else table.drop(columns="outside")
 
 

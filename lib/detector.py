@@ -49,13 +49,15 @@ class Typicality:
     """How far a discrepancy profile is from those of bona fide speech, both ways (too odd and too normal).
 
     `distance` is the Mahalanobis distance with the Ledoit-Wolf shrunk covariance of bona fide profiles; `two_sided` the
-    root mean square of the standardised profile, which needs no covariance.
+    root mean square of the standardised profile, which needs no covariance. Directions that are left out (lib/chains.py) count
+    in neither.
     """
 
-    def __init__(self, mean: np.ndarray, deviation: np.ndarray, precision: np.ndarray) -> None:
+    def __init__(self, mean: np.ndarray, deviation: np.ndarray, precision: np.ndarray, left_out: np.ndarray | None = None) -> None:
         # A channel that is dead on bona fide speech has no spread of its own; waking up once, it must not drown all others.
         self.deviation = np.maximum(deviation, 0.05 * np.median(deviation))
         self.mean, self.precision = mean, precision
+        self.left_out = np.zeros((0, len(mean))) if left_out is None else left_out  # orthonormal (direction, dimension)
 
     @classmethod
     def fit(cls, profiles: np.ndarray) -> Typicality:
@@ -71,12 +73,21 @@ class Typicality:
 
     def distance(self, profiles: np.ndarray) -> np.ndarray:
         """Root of the squared Mahalanobis distance per dimension, (clip,); about 1 on bona fide speech."""
-        z = (np.asarray(profiles, dtype=np.float64) - self.mean) / self.deviation
+        z = self.standardised(profiles)
         return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", z, self.precision, z), 0) / z.shape[1])
 
     def two_sided(self, profiles: np.ndarray) -> np.ndarray:
         """Root mean square standardised profile, (clip,); about 1 on bona fide speech."""
-        return np.sqrt((((np.asarray(profiles, dtype=np.float64) - self.mean) / self.deviation) ** 2).mean(1))
+        return np.sqrt((self.standardised(profiles) ** 2).mean(1))
+
+    def standardised(self, profiles: np.ndarray) -> np.ndarray:
+        """Profiles (clip, dimension) in deviations of bona fide speech, without what is left out."""
+        z = (np.asarray(profiles, dtype=np.float64) - self.mean) / self.deviation
+        return z - (z @ self.left_out.T) @ self.left_out
+
+    def without(self, left_out: np.ndarray) -> Typicality:
+        """The same with orthonormal directions (direction, dimension) of the standardised profile left out."""
+        return Typicality(self.mean, self.deviation, self.precision, left_out)
 
 
 def stride_of(size: int, level_size: int) -> int:
@@ -272,13 +283,13 @@ class Detector:
         profiles = statistics[f"profile/{scoring.scaling}"]
         return model.distance(profiles) if scoring.pooling == "profile" else model.two_sided(profiles)
 
-    def _wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Kinds and combinations of `statistics` that this detector's own score needs."""
         scoring = self.settings.scoring
         return (scoring.scaling,), (scoring.combine,) if scoring.pooling in POOLINGS else ()
 
     def _stacked(self, clips: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-        rows = [self.statistics(audio, active, *self._wanted()) for audio, active in clips]
+        rows = [self.statistics(audio, active, *self.wanted()) for audio, active in clips]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     # --- fitting on bona fide speech ----------------------------------------------------------------------------------
@@ -353,7 +364,7 @@ class Detector:
 
     def score_residuals(self, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         """The same from what `clip_residuals` gave."""
-        found = self.statistics_of(levels, *self._wanted())
+        found = self.statistics_of(levels, *self.wanted())
         return float(self.anomaly_of({name: np.stack([value]) for name, value in found.items()})[0])
 
     def p_value(self, anomaly: float) -> float:
@@ -398,7 +409,7 @@ class Detector:
         tensors = {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
         tensors |= {f"student.{name}": value for name, value in self.student.state_dict().items()}
         tensors |= {f"scaling.{name}": value for name, value in self.scaling.tensors().items()}
-        for name in ("mean", "deviation", "precision"):
+        for name in ("mean", "deviation", "precision", *(["left_out"] if len(self.typicality.left_out) else [])):
             # The precision is most of the file (1008 x 1008): single precision is plenty for it.
             kind = np.float32 if name == "precision" else np.float64
             tensors[f"typicality.{name}"] = torch.from_numpy(np.asarray(getattr(self.typicality, name), dtype=kind))

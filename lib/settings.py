@@ -104,7 +104,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Run:
-    seeds: int = 2  # repetitions of every training in notebook 33
+    seeds: int = 3  # repetitions of every training in notebook 33
     bootstrap: int = 1000  # resamples of every interval
     threads: int = 2
     training_threads: int = 1  # of one training on a CPU; as many trainings go side by side as fit into `threads`

@@ -299,8 +299,9 @@ class Study:
     def baseline_scores(self, experiment: str) -> pd.DataFrame:
         """Test clips scored by every baseline, long form with a column `detector`; cached.
 
-        One-class baselines are fitted on bona fide training clips, those on teacher features with this study's teacher.
-        Supervised ones also see fakes: the development fakes, whose generators are in no test.
+        One-class baselines are fitted on bona fide training clips, those on teacher features with this study's teacher; the
+        ablation without a student on the clips behind the detector's own typicality. Supervised ones also see fakes: the
+        development fakes, whose generators are in no test.
         """
         from lib.baselines import BASELINES
 
@@ -309,21 +310,28 @@ class Study:
         train = self.part(experiment, "train").head(300)
         fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
         key = digest_of([VERSION, self._key(self.origin._teacher_key(experiment)), train.sha256.tolist(), clips.sha256.tolist(),
-                         fakes.sha256.tolist()])
+                         fakes.sha256.tolist(), list(BASELINES)])
         path = self.folder / "baselines" / f"{key}.parquet"
         if path.exists():
             return pd.read_parquet(path)
         # Baselines pass over their clips many times: at most a few hundred training clips are held, and the test clips.
         fitting, scored, spoof = list(self.prepared(train)), list(self.prepared(clips)), list(self.prepared(fakes))
         view, channel = self.settings.view, self.settings.channel
-        features = lambda audio: self.teacher(experiment)[0](image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
+        teacher = self.teacher(experiment)[0]
+        readers = getattr(teacher, "readers", [])
+        features = lambda audio: teacher(image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
+        readings = lambda audio: [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, features(audio))]  # noqa: E731
         tables = []
         for entry in BASELINES.values():
-            began = time.time()
-            baseline = entry.factory(features) if entry.needs_teacher else entry.factory()
+            if entry.needs_teacher == "readings" and not len(readers):
+                say(f"no row, {entry.title}: this teacher has no readers")
+                continue
+            began, given = time.time(), {"features": [features], "readings": [readings]}.get(entry.needs_teacher, [])
+            baseline = entry.factory(*given)
             if hasattr(baseline, "steps"):  # a preset with short trainings shortens those of the baselines too
                 baseline.steps = min(baseline.steps, self.settings.training.student_steps)
-            baseline.fit(*((fitting, spoof) if entry.kind == "supervised" else (fitting,)), seed=self.settings.seed)
+            bonafide = fitting if entry.kind != "ablation" else list(self.prepared(self.part(experiment, "scaling")))
+            baseline.fit(*((bonafide, spoof) if entry.kind == "supervised" else (bonafide,)), seed=self.settings.seed)
             anomaly = baseline.anomaly(scored)
             say(f"baseline {entry.title}: {time.time() - began:.0f} s")
             tables.append(clips.assign(detector=entry.title, kind_of_detector=entry.kind, anomaly=anomaly, score=-anomaly))

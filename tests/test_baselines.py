@@ -83,9 +83,9 @@ def fitted(real, fake):
 
 
 def test_registry_names_every_kind():
-    assert {entry.kind for entry in BASELINES.values()} == {"trivial", "one-class", "supervised"}
+    assert {entry.kind for entry in BASELINES.values()} == {"trivial", "one-class", "ablation", "supervised"}
     assert len({entry.title for entry in BASELINES.values()}) == len(BASELINES)
-    assert [name for name, entry in BASELINES.items() if entry.needs_teacher] == ["teacher_mahalanobis", "teacher_knn"]
+    assert [name for name, entry in BASELINES.items() if entry.needs_teacher] == ["teacher_mahalanobis", "teacher_knn", "teacher_readings"]
 
 
 @pytest.mark.parametrize("name", BASELINES)
