@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.channel import FRAME, active_frames, frame_levels
-from lib.settings import RATE_HZ
+from lib.channel import active_frames
+from lib.traits import traits
 
 # The least spread of each number: bona fide speech from one studio hardly varies, and a hair's breadth is no new condition.
 NUMBERS = {"noise_floor_db": 2.0, "bandwidth_hz": 300.0, "tilt_db_per_octave": 0.5, "crest_db": 0.7, "clipped_share": 0.001,
@@ -22,26 +22,16 @@ NUMBERS = {"noise_floor_db": 2.0, "bandwidth_hz": 300.0, "tilt_db_per_octave": 0
 
 
 def condition_numbers(audio: np.ndarray) -> np.ndarray:
-    """The six numbers of `NUMBERS` of audio (samples,) at 16 kHz, before the shared channel, (6,).
+    """The six numbers of `NUMBERS` (`lib.traits.traits`) of audio (samples,) at 16 kHz, before the shared channel, (6,).
 
-    noise_floor_db: 5 % quantile of frame levels below the active level, at most 60 dB below (the shared channel's own floor is
-    higher); bandwidth_hz: highest frequency within 50 dB of the strongest; tilt: regression from 300 Hz to 5 kHz; crest_db: peak
-    over the active level; clipped_share: samples within 1 % of the highest peak beside another such; speech_s: active time.
+    An offset is taken out first. The noise floor counts as at most 60 dB below the active level: the shared channel's own floor
+    is higher.
     """
     audio = np.asarray(audio, dtype=np.float64)
     audio = audio - audio.mean()
-    active = active_frames(audio, 35.0)
-    frames = np.pad(audio, (0, -len(audio) % FRAME)).reshape(-1, FRAME)
-    kept = frames[active]
-    level = 10 * np.log10(np.mean(kept**2) + 1e-12)
-    power = (np.abs(np.fft.rfft(kept * np.hanning(FRAME), 1024)) ** 2).mean(0) + 1e-20
-    hertz = np.fft.rfftfreq(1024, 1 / RATE_HZ)
-    band = (hertz >= 300) & (hertz <= 5000)
-    tilt = np.polyfit(np.log2(hertz[band]), 10 * np.log10(power[band]), 1, w=hertz[band] ** -0.5)[0]
-    magnitude = np.abs(audio)
-    top = magnitude >= 0.99 * magnitude.max()
-    return np.array([max(-60.0, np.quantile(frame_levels(audio), 0.05) - level), hertz[power > power.max() * 1e-5][-1], tilt,
-                     20 * np.log10(magnitude.max() + 1e-9) - level, np.mean(top[1:] & top[:-1]), active.sum() * FRAME / RATE_HZ])
+    found = traits(audio, active_frames(audio, 35.0))
+    found["noise_floor_db"] = max(-60.0, found["noise_floor_db"])
+    return np.array([found[name] for name in NUMBERS])
 
 
 @dataclass(frozen=True)

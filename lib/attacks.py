@@ -61,10 +61,8 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
     levels, masks = zip(*detector.residuals(*pyramids, active, picture.shape[-1]))
     if scoring.pooling in POOLINGS:
         maps = [detector.scaling.apply(index, parts, scoring.scaling) for index, parts in enumerate(levels)]
-        kept = detector.combined(maps, tuple(levels[0].shape[-2:]), scoring.combine)[:, masks[0]]
-        values = kept.flatten()
-        return {"mean": values.mean, "max": values.max, "top": lambda: values.topk(max(1, len(values) // 20)).values.mean(),
-                "quantile": lambda: torch.quantile(kept.mean(0), 0.95)}[scoring.pooling]()
+        whole = detector.combined(maps, tuple(levels[0].shape[-2:]), scoring.combine)
+        return detector.pooled(whole, masks[0])[scoring.pooling]
     rows = levels if scoring.scaling == "signed" else [detector.scaling.apply(index, parts, scoring.scaling)
                                                        for index, parts in enumerate(levels)]
     profile = detector.profile(rows, masks)

@@ -25,8 +25,9 @@ from torchaudio import transforms
 from torchaudio.functional import compute_deltas
 
 from lib import metrics, seeds
-from lib.channel import FRAME, frame_levels
+from lib.channel import FRAME
 from lib.settings import RATE_HZ, Channel
+from lib.traits import traits
 
 Clip = tuple[np.ndarray, np.ndarray]
 CHANNEL = Channel()
@@ -78,24 +79,12 @@ class Baseline:
 
 
 def trivial_numbers(audio: np.ndarray, active: np.ndarray, rate_hz: int = RATE_HZ) -> dict[str, float]:
-    """Eight numbers that say nothing of how speech was made, of audio (samples,) before or after the channel.
+    """The eight numbers of `NUMBERS` (`lib.traits.traits`) of audio (samples,) before or after the channel.
 
-    `active` belongs to frames of 320 samples (`lib.channel.active_frames`); spectra are averaged over active frames.
-    noise_floor_db: 5 % quantile of frame levels minus the active level; rolloff_hz: below it lies 95 % of the power;
-    crest_db: peak over the active level; level_db: of the whole clip, dB full scale; tilt_db_per_octave: regression from
-    300 Hz to 5 kHz with every octave counting alike. Raises ValueError as `checked_clips`.
+    `active` belongs to frames of 320 samples (`lib.channel.active_frames`). Raises ValueError as `checked_clips`.
     """
-    (audio, active), = checked_clips([(audio, active)], "the audio")
-    frames = np.pad(audio, (0, -len(audio) % FRAME)).reshape(-1, FRAME).astype(np.float64)[active]
-    active_db = 10 * np.log10(np.mean(frames**2) + 1e-12)
-    power = (np.abs(np.fft.rfft(frames * np.hanning(FRAME), 1024)) ** 2).mean(axis=0) + 1e-12
-    hz = np.fft.rfftfreq(1024, 1 / rate_hz)
-    band = (hz >= 300) & (hz <= 5000)
-    tilt = np.polyfit(np.log2(hz[band]), 10 * np.log10(power[band]), 1, w=hz[band] ** -0.5)[0]
-    values = (np.quantile(frame_levels(audio), 0.05) - active_db, np.interp(0.95, np.cumsum(power) / power.sum(), hz),
-              20 * np.log10(np.abs(audio).max() + 1e-6) - active_db, np.argmax(active) * FRAME / rate_hz,
-              len(audio) / rate_hz, 10 * np.log10(np.mean(audio.astype(np.float64) ** 2) + 1e-12), 1 - active.mean(), tilt)
-    return {name: float(value) for name, value in zip(NUMBERS, values, strict=True)}
+    found = traits(*checked_clips([(audio, active)], "the audio")[0], rate_hz)
+    return {name: found[name] for name in NUMBERS}
 
 
 def trivial_auc(bonafide_numbers: pd.DataFrame, spoof_numbers: pd.DataFrame) -> pd.DataFrame:

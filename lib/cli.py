@@ -59,6 +59,7 @@ def parser() -> Parser:
     settable(one)
     one = command(commands.verify, "compare the tables of the last run with reports/reference; exit code 1 on any red one")
     one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
+    one.add_argument("--reference", metavar="DIR", help="compare with the tables in DIR instead, a copy of another run's reports/tables")
     one = command(commands.pdf, "print reports as PDF through Chromium (Debian: apt-get install chromium)")
     one.add_argument("pages", metavar="PAGE", nargs="*", help="pages (.html); by default the index and every notebook of the last run")
     one.add_argument("--out", metavar="DIR", help="where the PDFs go (default: reports/pdf, or beside each PAGE)")

@@ -73,7 +73,7 @@ def verify(given: argparse.Namespace) -> int:
     from lib.runner import verify as compared
     from lib.settings import load_settings
 
-    rows = compared(load_settings(given.preset).preset)
+    rows = compared(load_settings(given.preset).preset, given.reference)
     codes = {"green": 32, "amber": 33, "red": 31}
     for table, colour, why in rows:
         shown = f"\033[{codes[colour]}m{colour:5s}\033[0m" if sys.stdout.isatty() else f"{colour:5s}"

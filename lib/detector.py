@@ -238,14 +238,13 @@ class Detector:
         return [(max(1, round(rows / tall)), max(1, round(frames / wide))) for tall, wide in strides]
 
     @staticmethod
-    def pooled(whole: torch.Tensor, mask: np.ndarray) -> dict[str, float]:
-        """Utterance scores of a map (frequency, frame) over its active frames: mean, maximum, mean of the top 5 %, and the
-        95 % quantile over time of the mean over frequency."""
-        kept = whole[:, torch.from_numpy(mask)] if mask.any() else whole
+    def pooled(whole: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Utterance scores (scalars) of a map (frequency, frame) over its active frames, `mask` (frame,) bool: mean, maximum, mean
+        of the top 5 %, and the 95 % quantile over time of the mean over frequency. Differentiable."""
+        kept = whole[:, mask] if mask.any() else whole
         values = kept.flatten()
-        top = values.topk(max(1, len(values) // 20)).values
-        return {"mean": float(values.mean()), "max": float(values.max()), "top": float(top.mean()),
-                "quantile": float(torch.quantile(kept.mean(0), 0.95))}
+        return {"mean": values.mean(), "max": values.max(), "top": values.topk(max(1, len(values) // 20)).values.mean(),
+                "quantile": torch.quantile(kept.mean(0), 0.95)}
 
     def statistics(self, audio: np.ndarray, active: np.ndarray, kinds: Iterable[str] = SCALINGS,
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
@@ -258,7 +257,7 @@ class Detector:
         """The same from what `clip_residuals` gave."""
         # Utterance scores are pooled on the grid of the finest level: the image's has 16 times as many places, all of them
         # interpolated.
-        shape, frames_active = tuple(levels[0][0].shape[-2:]), levels[0][1].numpy()
+        shape, mask = tuple(levels[0][0].shape[-2:]), levels[0][1]
         found: dict[str, np.ndarray | float] = {}
         combines = tuple(combines)
         for kind in kinds:
@@ -268,7 +267,7 @@ class Detector:
             found[f"profile/{kind}"] = self.profile(profiled, [mask for _, mask in levels]).numpy()
             for combine in combines:
                 whole = self.combined(maps, shape, combine)
-                found |= {f"{kind}/{combine}/{name}": value for name, value in self.pooled(whole, frames_active).items()}
+                found |= {f"{kind}/{combine}/{name}": float(value) for name, value in self.pooled(whole, mask).items()}
         return found
 
     def anomaly_of(self, statistics: dict[str, np.ndarray], scoring: Scoring | None = None,

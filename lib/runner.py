@@ -192,16 +192,20 @@ channel for all audio. Every number here was computed in this run."""
 TOLERANCE = {"green": 0.02, "amber": 0.06}
 
 
-def verify(preset: str) -> list[tuple[str, str, str]]:
-    """Compare the tables of the last run with the committed reference: [(table, green | amber | red, why)].
+def verify(preset: str, reference: Path | str | None = None) -> list[tuple[str, str, str]]:
+    """Compare the tables of the last run with the committed reference of a preset, or with those in the folder `reference` (a copy
+    of another run's reports/tables): [(table, green | amber | red, why)].
 
     A table of this run that has no reference is amber: nobody has vouched for it. Raises StudyError where there is no reference
-    for the preset or nothing was run.
+    or nothing was run.
     """
-    reference = REFERENCE / preset
-    tables = sorted(reference.glob("*.csv"))
+    folder = Path(reference) if reference else REFERENCE / preset
+    tables = sorted(folder.glob("*.csv"))
     if not tables:
-        raise StudyError(f"no reference tables for preset {preset!r} under {reference}")
+        raise StudyError(f"no tables (.csv) in {folder}: expected a copy of another run's reports/tables" if reference else
+                         f"no reference tables for preset {preset!r} under {folder}; with --reference DIR another run's are compared")
+    if folder.resolve() == (REPORTS / "tables").resolve():
+        raise StudyError(f"{folder} holds this run's own tables, which always equal themselves: name a copy of another run's")
     if not (REPORTS / "tables").is_dir():
         raise StudyError("nothing to compare: run `make study` first")
     unknown = sorted({path.name for path in (REPORTS / "tables").glob("*.csv")} - {path.name for path in tables})

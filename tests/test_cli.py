@@ -151,7 +151,7 @@ def test_times_and_sizes_in_words():
 
 @pytest.mark.parametrize(("colours", "code"), [(("green", "amber"), 0), (("green", "red"), 1)])
 def test_verify_prints_a_line_a_table_and_fails_on_red(capsys, monkeypatch, colours, code):
-    monkeypatch.setattr("lib.runner.verify", lambda preset: [(f"{colour}.csv", colour, "why") for colour in colours])
+    monkeypatch.setattr("lib.runner.verify", lambda preset, reference: [(f"{colour}.csv", colour, "why") for colour in colours])
     assert main(["verify", "--preset", "smoke"]) == code
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all(colour in line and "\033" not in line for colour, line in zip(colours, lines))

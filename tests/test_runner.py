@@ -53,6 +53,24 @@ def test_two_equal_runs_are_green_and_a_deliberate_change_is_not(folders, monkey
     assert [row[:2] for row in verify("study")] == [("30_results.csv", "green"), ("34_points.csv", "amber")]
 
 
+def test_verify_against_a_copy_of_another_run(folders, tmp_path, capsys):
+    from lib.cli import main
+
+    _, ours = folders
+    other = tmp_path / "first run"
+    first = pd.DataFrame({"generator": ["world", "hibari"], "auc": [0.9, 0.8]})
+    for moved, code, colour in ((0.0, 0, "green"), (0.05, 0, "amber"), (0.2, 1, "red")):
+        first.to_csv(ours / "30_x.csv", index=False)
+        shutil.copytree(ours, other, dirs_exist_ok=True)
+        first.assign(auc=first.auc - moved).to_csv(ours / "30_x.csv", index=False)
+        assert main(["verify", "--preset", "smoke", "--reference", str(other)]) == code
+        assert capsys.readouterr().out.startswith(f"{colour:5s}  30_x.csv")
+    with pytest.raises(StudyError, match="always equal themselves"):
+        verify("smoke", ours)
+    with pytest.raises(StudyError, match="copy of another run"):
+        verify("smoke", tmp_path / "nowhere")
+
+
 def test_verify_without_run_or_reference(folders):
     reference, ours = folders
     with pytest.raises(StudyError, match="no reference tables"):
