@@ -19,9 +19,9 @@ from lib.settings import RATE_HZ, View
 from lib.verdicts import Recording
 
 LEVEL_LIMITS = (-80.0, -20.0)
-MAP_UNITS = {"read": "deviations; 0 = usual\nfor real speech", "signed": "1 = usual deviation\nof real speech",
+MAP_UNITS = {"read": "0 = usual for real speech", "signed": "1 = usual for real speech",
              "none": "discrepancy"}
-"""What the numbers of a kind of map (lib.discrepancy.MAPS) are; those of the other kinds are standardised, as read is."""
+"""What is usual in a kind of map (lib.discrepancy.MAPS); those of the other kinds are standardised, as read is."""
 EDGE_S = 0.12
 PAUSE_COLOUR, LINE_COLOUR, BAR_COLOUR = "#d9d9d9", "#c1272d", "#8fb3c9"
 REAL_COLOUR, FAKE_COLOUR = "#0a5a86", "#c98a1b"
@@ -68,7 +68,7 @@ def decibels(level: np.ndarray, view: View) -> np.ndarray:
 
 
 def map_unit(kind: str) -> str:
-    """What the numbers of a map of this kind are, in two short lines."""
+    """What is usual in a map of this kind."""
     return MAP_UNITS.get(kind, MAP_UNITS["read"])
 
 
@@ -78,7 +78,7 @@ def maps(stretch: Stretch) -> str:
     low, high = stretch.explanation.row_hz[[0, -1]] / 1000
     for axis, drawn, limits, colours, label in zip(
             figure.subplots(2, 1, sharex=True), (stretch.level_db, stretch.map), (LEVEL_LIMITS, stretch.limits),
-            (LEVEL_COLOURS, MAP_COLOURS), ("level (dB)", f"anomaly map ({map_unit(stretch.kind)})")):
+            (LEVEL_COLOURS, MAP_COLOURS), ("level (dB)", f"anomaly map\n({map_unit(stretch.kind)})")):
         artist = axis.imshow(drawn, origin="lower", aspect="auto", interpolation="nearest", cmap=colours, vmin=limits[0],
                              vmax=limits[1], extent=(stretch.start_s, stretch.stop_s, low, high))
         axis.set(ylabel="frequency (kHz)", facecolor=PAUSE_COLOUR)
