@@ -25,6 +25,8 @@ SCORES = (*POOLINGS, "two_sided", "profile")
 BLOCK_S, OVERLAP_S = 20.0, 1.3
 """Longer recordings go through the networks in blocks. The deepest level sees 105 frames (0.84 s) to either side; the
 overlap is wider, so that blocks give what the whole recording would."""
+MOST_DRAWN = 100
+"""Bona fide clips whose maps give the colour scale."""
 
 
 class DetectorError(RuntimeError):
@@ -143,6 +145,7 @@ class Detector:
         self.scaling: Scaling | None = None
         self.typicality: Typicality | None = None
         self.calibration = np.empty(0)  # sorted anomaly scores of bona fide threshold clips
+        self.scale: tuple[float, float] | None = None  # colour scale of maps of `map_kind`, from bona fide threshold clips
         self.fitted_on: dict[str, list[str]] = {}  # ids of the clips behind every statistic
         self.key, self.scaling_part = "", "scaling"  # of the study that made it: cache name and part behind the scaling
         self._fast: tuple[nn.Module, nn.Module] | None = None
@@ -307,9 +310,22 @@ class Detector:
         self.fitted_on["scaling"] = list(ids)
 
     def fit_threshold(self, clips: Iterable[tuple[np.ndarray, np.ndarray]], ids: list[str]) -> None:
-        """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds."""
+        """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds, and the colour
+        scale of their maps."""
+        clips = clips if isinstance(clips, Sequence) else list(clips)
+        self.scale = self.colour_limits(clips)
         self.calibration = np.sort(self.anomaly_of(self._stacked(clips)))
         self.fitted_on["threshold"] = list(ids)
+
+    def colour_limits(self, clips: Sequence[tuple[np.ndarray, np.ndarray]], kind: str | None = None) -> tuple[float, float]:
+        """Colour limits for all maps of `kind` (default: `map_kind`): median and 99.9 % quantile of the active places of the
+        maps of bona fide clips, at most MOST_DRAWN of them."""
+        cells, step = [], -(-len(clips) // MOST_DRAWN)
+        for index in range(0, len(clips), step):
+            explanation = self.explain_prepared(*clips[index], kind=kind)
+            cells.append(explanation.map[:, explanation.active].ravel())
+        low, high = np.quantile(np.concatenate(cells), (0.5, 0.999))
+        return float(low), float(high)
 
     def fit(self, paths: Iterable[Path | str]) -> Detector:
         """Recalibrate scaling, typicality and threshold on your own real speech (files; a few minutes of it), in place.
@@ -375,6 +391,17 @@ class Detector:
         """The kind of map that `explain` draws: read where the teacher has readers, else the scaling of the score."""
         return "read" if self.scaling.reading else self.settings.scoring.scaling
 
+    @property
+    def map_limits(self) -> tuple[float, float]:
+        """The colour scale of every map of `map_kind` (`colour_limits` of the calibration clips).
+
+        Raises DetectorError for a detector that keeps none.
+        """
+        if self.scale is None:
+            raise DetectorError("this detector keeps no colour scale for its maps, because an earlier version saved it: "
+                                "calibrate it again (python -m lib calibrate), or call fit_threshold")
+        return self.scale
+
     def explain(self, audio: np.ndarray, rate_hz: int) -> Explanation:
         """Score and map of a recording (samples,)."""
         prepared, active, start = self._prepared(audio, rate_hz)
@@ -417,6 +444,7 @@ class Detector:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
         write_json(folder / "detector.json", {
             "format": 1, "settings": dataclasses.asdict(self.settings), "fitted_on": self.fitted_on,
+            **({"map": {"kind": self.map_kind, "limits": self.scale}} if self.scale else {}),
             "sha256": file_digest(folder / "detector.safetensors")})
         return folder
 
@@ -449,6 +477,11 @@ class Detector:
             detector.scaling = Scaling.from_tensors(part("scaling"))
             detector.typicality = Typicality(**{name: value.numpy() for name, value in part("typicality").items()})
             detector.calibration = tensors["calibration"].numpy()
+            if "map" in sheet:
+                low, high = (float(value) for value in sheet["map"]["limits"])
+                if sheet["map"]["kind"] != detector.map_kind or not -1e6 < low <= high < 1e6:
+                    raise ValueError(f"the colour scale {str(sheet['map'])[:100]} is not one of a map of kind {detector.map_kind}")
+                detector.scale = low, high
         except (KeyError, RuntimeError, TypeError, ValueError, IndexError, ArithmeticError) as error:
             raise DetectorError(f"{folder or SHIPPED}: the weights do not fit the settings beside them ({str(error)[:200]}); "
                                 "expected files written by Detector.save") from None

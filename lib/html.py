@@ -225,8 +225,8 @@ def _prepare(output):
 
 
 def _finished(cells):
-    """The HTML of cells with anchors, alt texts and scrollable tables; the contents `(level, anchor, text)`;
-    the first level-1 heading."""
+    """The HTML of cells with anchors, alt texts and scrollable tables whose columns of words are marked; the contents
+    `(level, anchor, text)`; the first level-1 heading."""
     soup, toc, title, last, seen = BeautifulSoup(cells, "html.parser"), [], None, "", {}
     for tag in soup.find_all(["h1", "h2", "h3", "h4", "img", "table", "script"]):
         if tag.name == "script":
@@ -234,6 +234,7 @@ def _finished(cells):
         elif tag.name == "img" and tag.get("alt", "").strip() in ("", _WITHOUT_ALT):
             tag["alt"] = f"Figure: {last}" if last else "Figure"
         elif tag.name == "table":
+            _mark_words(tag)
             tag.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
         elif tag.name[0] == "h":
             last = " ".join(tag.get_text().split())
@@ -245,6 +246,22 @@ def _finished(cells):
             elif tag.name in ("h1", "h2", "h3"):
                 toc.append((max(2, int(tag.name[1])), tag["id"], last))
     return str(soup), toc, title
+
+
+def _mark_words(table):
+    """Give the cells of each column of words the class `words`, and `long` too where they are sentences: numbers stay
+    aligned to the right in one line, words to the left, and wrap. A table with joined cells is left alone."""
+    if table.find(["td", "th"], colspan=True) or table.find(["td", "th"], rowspan=True):
+        return
+    rows = [row.find_all(["td", "th"]) for row in table.find_all("tr") if row.find("td")]
+    for column in range(max(map(len, rows), default=0)):
+        texts = [" ".join(row[column].get_text().split()) for row in rows if column < len(row)]
+        if any(re.search(r"[^\W\d_]{2}", re.sub(r"\b(nan|inf)\b", "", text, flags=re.IGNORECASE)) for text in texts):
+            names = ["words", "long"] if max(map(len, texts)) > 40 else ["words"]
+            for row in table.find_all("tr"):
+                cells = row.find_all(["td", "th"])
+                if column < len(cells):
+                    cells[column]["class"] = [*cells[column].get("class", []), *names]
 
 
 def _write_page(path, template, *, provenance, **values):

@@ -26,12 +26,7 @@ _CLASS_OF = {phone: name for name, phones in PHONE_CLASSES.items() for phone in 
 
 def map_limits(detector, clips: list[tuple[np.ndarray, np.ndarray]], kind: str | None = None) -> tuple[float, float]:
     """Colour limits for every map of a detector: median and 99.9 % quantile of active cells of bona fide clips."""
-    cells = []
-    for audio, active in clips:
-        explanation = detector.explain_prepared(audio, active, kind=kind)
-        cells.append(explanation.map[:, explanation.active].ravel())
-    low, high = np.quantile(np.concatenate(cells), (0.5, 0.999))
-    return float(low), float(high)
+    return detector.colour_limits(clips, kind)
 
 
 def gallery(study, experiment: str, number: int = 0) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Owns the figures on a user's recording. Colours mean the same in every one: the spectrogram is drawn from -80 to -20 dB
-after the shared channel, which brings all speech to one level, and the anomaly map from 0.5 to 3 usual deviations of bona
-fide speech (1 is usual)."""
+after the shared channel, which brings all speech to one level, and the anomaly map on the scale that the detector keeps of
+real calibration speech, from the median of its maps to what 0.1 % of them exceed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from lib.known import Known
 from lib.settings import RATE_HZ, View
 from lib.verdicts import Recording
 
-MAP_LIMITS, LEVEL_LIMITS = (0.5, 3.0), (-80.0, -20.0)
+LEVEL_LIMITS = (-80.0, -20.0)
+MAP_UNITS = {"read": "0 = usual for real speech", "signed": "1 = usual for real speech",
+             "none": "discrepancy"}
+"""What is usual in a kind of map (lib.discrepancy.MAPS); those of the other kinds are standardised, as read is."""
 EDGE_S = 0.12
 PAUSE_COLOUR, LINE_COLOUR, BAR_COLOUR = "#d9d9d9", "#c1272d", "#8fb3c9"
 REAL_COLOUR, FAKE_COLOUR = "#0a5a86", "#c98a1b"
@@ -32,6 +35,8 @@ class Stretch:
     audio_s: float
     level_db: np.ndarray  # (frequency, frame) after the shared channel
     explanation: Explanation
+    kind: str  # of the map, of lib.discrepancy.MAPS
+    limits: tuple[float, float]  # colour scale of the map
 
     @property
     def start_s(self) -> float:
@@ -62,13 +67,18 @@ def decibels(level: np.ndarray, view: View) -> np.ndarray:
     return (level * 1.8 - 5.5) * 20 / np.log(10) + 10 * np.log10(samples) - 20 * np.log10(samples / 4)
 
 
+def map_unit(kind: str) -> str:
+    """What is usual in a map of this kind."""
+    return MAP_UNITS.get(kind, MAP_UNITS["read"])
+
+
 def maps(stretch: Stretch) -> str:
     """Spectrogram and anomaly map over time, as a data address."""
     figure = Figure((10, 5.6), dpi=110, layout="constrained")
     low, high = stretch.explanation.row_hz[[0, -1]] / 1000
     for axis, drawn, limits, colours, label in zip(
-            figure.subplots(2, 1, sharex=True), (stretch.level_db, stretch.map), (LEVEL_LIMITS, MAP_LIMITS),
-            (LEVEL_COLOURS, MAP_COLOURS), ("level (dB)", "anomaly map (1 = usual\ndeviation of real speech)")):
+            figure.subplots(2, 1, sharex=True), (stretch.level_db, stretch.map), (LEVEL_LIMITS, stretch.limits),
+            (LEVEL_COLOURS, MAP_COLOURS), ("level (dB)", f"anomaly map\n({map_unit(stretch.kind)})")):
         artist = axis.imshow(drawn, origin="lower", aspect="auto", interpolation="nearest", cmap=colours, vmin=limits[0],
                              vmax=limits[1], extent=(stretch.start_s, stretch.stop_s, low, high))
         axis.set(ylabel="frequency (kHz)", facecolor=PAUSE_COLOUR)
@@ -78,8 +88,9 @@ def maps(stretch: Stretch) -> str:
 
 
 def timeline(recording: Recording, bands: list[tuple[float, float, np.ndarray]], calibration: np.ndarray, alpha: float,
-             limits_hz: tuple[float, float]) -> str:
-    """Anomaly and band means of every piece over a whole recording; `bands` are (start_s, seconds, means)."""
+             stretch: Stretch) -> str:
+    """Anomaly and band means of every piece over a whole recording; `bands` are (start_s, seconds, means); `stretch` is a part
+    of it, with the kind of map and its scale."""
     means = {round(start, 3): values for start, _, values in bands}
     edges_s = sorted({round(edge, 3) for start, seconds, _ in bands for edge in (start, start + seconds)})
     unit, name = (60, "minutes") if recording.seconds > 180 else (1, "s")
@@ -92,10 +103,10 @@ def timeline(recording: Recording, bands: list[tuple[float, float, np.ndarray]],
         above.axhline(threshold(calibration, alpha), color=LINE_COLOUR, linestyle="--", linewidth=1)
     above.set(ylabel="anomaly (up = fake)", xlim=(0, recording.seconds / unit), ylim=(0, None))
     drawn = np.array([means[start] if start in anomaly else bands[0][2] * np.nan for start in edges_s[:-1]]).T
-    hertz = np.linspace(limits_hz[0] / 1000, limits_hz[1] / 1000, len(drawn) + 1)
-    drawn = below.pcolormesh(edges, hertz, drawn, vmin=MAP_LIMITS[0], vmax=MAP_LIMITS[1], cmap=MAP_COLOURS)
+    hertz = np.linspace(*stretch.explanation.row_hz[[0, -1]] / 1000, len(drawn) + 1)
+    drawn = below.pcolormesh(edges, hertz, drawn, vmin=stretch.limits[0], vmax=stretch.limits[1], cmap=MAP_COLOURS)
     below.set(xlabel=f"time in the recording ({name})", ylabel="frequency (kHz)", facecolor=PAUSE_COLOUR)
-    figure.colorbar(drawn, ax=[above, below], label="band mean of the map (1 = usual)", extend="both", pad=0.01)
+    figure.colorbar(drawn, ax=[above, below], label=f"band mean of the map ({map_unit(stretch.kind)})", extend="both", pad=0.01)
     return _png(figure)
 
 

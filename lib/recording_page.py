@@ -39,6 +39,19 @@ CANNOT = (
     "The map says where the networks disagree in an unusual way. It is a hint where to listen, not a proof.",
 )
 
+MEANINGS = {
+    "read": ("0 is usual for real speech",
+             "how much damage there is at each time and frequency in what the student network failed to predict: the teacher learnt to "
+             "name kinds of damage, and its readings, averaged over 0.4 s, are told in deviations of real speech, where 0 is usual. The "
+             "anomaly is computed from the same error, but not from this map, which was chosen because it found development fakes "
+             "spliced into real validation clips better."),
+    "signed": ("1 is usual for real speech",
+               "how far the student network's error is from its usual one at each time and frequency, in deviations of real speech, "
+               "where 1 is usual. The anomaly is computed from the same error."),
+}
+OTHER_MAP = ("larger is more anomalous", "how far the student network is from the teacher at each time and frequency.")
+"""Of each kind of map (lib.discrepancy.MAPS): what is usual, and what it shows."""
+
 
 class Collected:
     """Keeps of each visited piece its band means, and the samples of the most anomalous one."""
@@ -48,7 +61,8 @@ class Collected:
         self.most: tuple[Part, Piece] | None = None
 
     def __call__(self, part: Part, piece: Piece) -> None:
-        maps = [self.detector.scaling.apply(index, parts, "signed") for index, (parts, _) in enumerate(piece.levels)]
+        kind = self.detector.map_kind
+        maps = [self.detector.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(piece.levels)]
         profile = self.detector.profile(maps, [mask for _, mask in piece.levels]).numpy()
         self.bands.append((part.start_s, part.seconds, profile.reshape(len(maps), -1).mean(0)))
         self.loudest_db = max(self.loudest_db, part.level_db)
@@ -65,7 +79,7 @@ def explained(detector: Detector, audio: np.ndarray, audio_s: float, passage: Pa
     level = image(torch.from_numpy(passage.audio)[None], view, settings.channel)[0, 0].numpy()
     begins_s = audio_s + passage.start / RATE_HZ
     return Stretch(audio, audio_s, decibels(level, view),
-                   detector.explain_prepared(passage.audio, passage.active, begins_s, "signed"))
+                   detector.explain_prepared(passage.audio, passage.active, begins_s), detector.map_kind, detector.map_limits)
 
 
 def heard(detector: Detector, path: Path | str, channel: int | None = None) -> Stretch:
@@ -139,20 +153,22 @@ def _sections(detector: Detector, recording: Recording, stretch: Stretch, bands:
               alpha: float, known: list[Known]) -> list[Section]:
     """The sections of the page; `bands` is empty where no timeline is wanted."""
     calibration, sections, heading = detector.calibration, [], "What the detector hears"
-    names, edges_hz = band_names(stretch), tuple(stretch.explanation.row_hz[[0, -1]])
+    names = band_names(stretch)
     if bands:
         heading = f"The most anomalous piece, from {clock(stretch.start_s)}"
         text = (f"Each piece of {detector.settings.data.max_s:g} s by itself; above the dashed line it is anomalous at alpha "
-                f"{alpha:g}. Grey: pauses, not scored.")
+                f"{alpha:g}. Grey: pauses, not scored. The colours below are means of the anomaly map, on the scale of the map "
+                "further down.")
         means = {round(start, 3): values for start, _, values in bands}
         sections.append(Section(
-            "The whole recording", [text], timeline(recording, bands, calibration, alpha, edges_hz),
+            "The whole recording", [text], timeline(recording, bands, calibration, alpha, stretch),
             "Anomaly, and mean of the anomaly map in six frequency bands, over the time of the recording.",
             ("from (s)", "anomaly", "p-value", *names),
             [(f"{part.start_s:.1f}", f"{part.anomaly:.2f}", f"{part.p_value:.3f}",
               *(f"{value:.2f}" for value in means[round(part.start_s, 3)])) for part in recording.parts]))
     sections.append(Section(
-        heading, where(stretch), maps(stretch), "Spectrogram above, anomaly map below, over time, on fixed colour scales.",
+        heading, [*where(stretch), meaning_of_map(stretch)], maps(stretch),
+        "Spectrogram above, anomaly map below, over time, on fixed colour scales.",
         ("from (s)", *names), map_rows(stretch)))
     edges = histogram_edges(calibration, recording.anomaly)
     counts = np.histogram(np.minimum(calibration, edges[-1]), edges)[0]
@@ -201,17 +217,26 @@ def where(stretch: Stretch) -> list[str]:
     span, moments = max(1, round(0.3 / explanation.hop_s)), []
     near = np.convolve(mask.astype(float), np.ones(span), "same")
     level = np.convolve(explanation.map.mean(0) * mask, np.ones(span), "same") / np.maximum(near, 1)
-    level[near < span / 2] = 0
-    while len(moments) < 3 and level.max() > 0:
+    level[near < span / 2] = -np.inf
+    while len(moments) < 3 and level.max() > -np.inf:
         top = int(level.argmax())
-        moments.append(f"{clock(stretch.start_s + top * explanation.hop_s, 1)} ({level[top]:.1f})")
-        level[max(0, top - 2 * span) : top + 2 * span] = 0
+        moments.append(f"{clock(stretch.start_s + top * explanation.hop_s, 1)} ({level[top]:.2f})")
+        level[max(0, top - 2 * span) : top + 2 * span] = -np.inf
     bands = [(float(rows.mean()), edges[0], edges[-1]) for rows, edges in
              zip(np.array_split(explanation.map[:, mask], BANDS), np.array_split(explanation.row_hz, BANDS))]
     high, low = max(bands), min(bands)
-    return [f"Most anomalous moments: {', '.join(moments)} (mean over frequency; 1 is usual for real speech).",
+    above = float((explanation.map[:, mask] > stretch.limits[1]).mean())
+    return [f"{above:.1%} of the map is above {stretch.limits[1]:.2f}, which real calibration speech exceeds in 0.1 % of places.",
+            f"Most anomalous moments: {', '.join(moments)} (mean over frequency; {MEANINGS.get(stretch.kind, OTHER_MAP)[0]}).",
             f"Most anomalous band: {high[1] / 1000:.1f} to {high[2] / 1000:.1f} kHz, {high[0]:.2f} on average; least: "
             f"{low[1] / 1000:.1f} to {low[2] / 1000:.1f} kHz, {low[0]:.2f}."]
+
+
+def meaning_of_map(stretch: Stretch) -> str:
+    """In words: what the map shows and what its colours mean."""
+    low, high = stretch.limits
+    return (f"The map shows {MEANINGS.get(stretch.kind, OTHER_MAP)[1]} The colours are the same for every recording: from {low:.2f}, "
+            f"the median of real calibration speech, to {high:.2f}. Grey: pauses and the two ends, where the map means nothing.")
 
 
 def _sound(audio: np.ndarray) -> str:

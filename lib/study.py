@@ -260,6 +260,9 @@ class Study:
         folder = self.folder / "detectors" / f"{experiment}-{key}"
         if (folder / "detector.json").exists():
             detector = Detector.load(folder)
+            if detector.scale is None:  # saved before detectors kept one
+                detector.scale = detector.colour_limits(self.prepared(threshold))
+                detector.save(folder)
         else:
             detector = Detector(self.settings, teacher, student)
             detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())

@@ -51,6 +51,7 @@ def test_round_trip_gives_equal_scores_and_facts(tiny_detector, saved_detector, 
     assert np.array_equal(again.calibration, tiny_detector.calibration)
     assert again.settings == tiny_detector.settings
     assert again.fitted_on == tiny_detector.fitted_on
+    assert again.map_limits == tiny_detector.map_limits
     assert np.array_equal(again.explain(audio, RATE_HZ).map, tiny_detector.explain(audio, RATE_HZ).map)
 
 
@@ -58,6 +59,14 @@ def test_saving_twice_gives_the_same_bytes(tiny_detector, saved_detector, tmp_pa
     tiny_detector.save(tmp_path)
     for name in ("detector.safetensors", "detector.json"):
         assert (tmp_path / name).read_bytes() == (saved_detector / name).read_bytes()
+
+
+@pytest.mark.parametrize("scale", [
+    3, {}, {"kind": "read", "limits": [0, 1]}, {"kind": "signed", "limits": [1]}, {"kind": "signed", "limits": [2, 1]},
+    {"kind": "signed", "limits": [0, float("nan")]}, {"kind": "signed", "limits": ["<b>", 1]}], ids=range(7))
+def test_a_damaged_or_foreign_colour_scale_is_refused(copy, scale):
+    sheet_changed(copy, lambda sheet: sheet.update(map=scale))
+    refused(copy, "do not fit")
 
 
 @pytest.mark.parametrize("name", ["detector.json", "detector.safetensors"])

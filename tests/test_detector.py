@@ -29,6 +29,14 @@ def test_a_map_has_the_images_axes(tiny_detector):
     assert all(level.shape == explanation.map.shape for level in explanation.levels) and np.isfinite(explanation.map).all()
 
 
+def test_the_colour_scale_runs_from_the_median_to_the_highest_thousandth(tiny_detector):
+    clips = [prepared(tiny_detector, seed=seed) for seed in (3, 4)]
+    low, high = tiny_detector.colour_limits(clips)
+    cells = np.concatenate([one.map[:, one.active].ravel() for one in (tiny_detector.explain_prepared(*clip) for clip in clips)])
+    assert np.mean(cells > high) == pytest.approx(0.001, abs=2e-4) and np.mean(cells > low) == pytest.approx(0.5, abs=1e-3)
+    assert tiny_detector.map_limits[0] < tiny_detector.map_limits[1]
+
+
 @pytest.mark.parametrize("gain, offset", [(0.1, 0.0), (1.0, 0.03), (0.3, -0.1)])
 def test_gain_and_offset_do_not_change_the_score(tiny_detector, gain, offset):
     audio = toy_speech(2.0, 5)

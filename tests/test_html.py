@@ -281,3 +281,18 @@ def test_index(tmp_path):
     assert Image.open(io.BytesIO(base64.b64decode(figure["src"].partition(",")[2]))).width == 2_000
     assert page.select_one("section.headline .scroll table") and page.select_one(".links a").get_text() == "<Scores>"
     assert page.select_one(".provenance dd").get_text() == "0"
+
+
+def test_columns_of_words_are_marked_and_wrap_while_numbers_stay(tmp_path):
+    frame = "<table class='dataframe'><thead><tr><th>claim</th><th>AUC</th><th>who</th></tr></thead><tbody>{}</tbody></table>"
+    rows = "".join(f"<tr><td>{'a long claim ' * 5}</td><td>{value}</td><td>{who}</td></tr>"
+                   for value, who in (("0.93 [0.88, 0.97]", ""), ("NaN", "us"), ("-1.2e-05", "")))
+    write_index(tmp_path / "index.html", [], headline=frame.format(rows))
+    table = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser").table
+    for row in table.find_all("tr"):
+        assert [cell.get("class") for cell in row.find_all(["td", "th"])] == [["words", "long"], None, ["words"]]
+    css = re.search(r"<style>(.*?)</style>", (tmp_path / "index.html").read_text(), re.DOTALL)[1]
+    assert re.search(r"\.words \{ text-align: left; white-space: normal;", css)
+    joined = "<table><tr><td colspan='2'>words here</td></tr><tr><td>words</td><td>1</td></tr></table>"
+    write_index(tmp_path / "joined.html", [], headline=joined)
+    assert not BeautifulSoup((tmp_path / "joined.html").read_text(), "html.parser").find(class_="words")

@@ -13,11 +13,12 @@ import torch
 from bs4 import BeautifulSoup
 
 from lib.audio import AudioReport
+from lib.channel import pass_channel
 from lib.detector import Detector, DetectorError
 from lib.html import remote_urls
 from lib.known import Known, read_known, write_known
 from lib.recording_figures import decibels, threshold
-from lib.recording_page import Collected, heard, where, write_report, write_table
+from lib.recording_page import Collected, heard, meaning_of_map, where, write_report, write_table
 from lib.recordings import audio_files, calibrate, judged, judged_all, load_detector, pieces
 from lib.settings import RATE_HZ, Channel, View
 from lib.spectrograms import image
@@ -261,7 +262,7 @@ def test_the_page_works_offline_and_names_are_escaped(tiny_detector, save, voice
     assert "<script" not in text and "<b>" not in text and "&lt;script&gt;" in text
     assert text.count("data:image/png;base64,") == 2 and "data:audio/flac;base64," in text
     assert not re.search(r"<img(?![^>]*\balt=\"[^\"]+\")", text)
-    assert "Most anomalous moments" in text and "What this cannot tell" in text and "About " in text
+    assert "Most anomalous moments" in text and "The map shows" in text and "What this cannot tell" in text and "About " in text
 
 
 def test_a_long_recording_has_a_timeline_and_plays_its_most_anomalous_piece(tiny_detector, save, voice, tmp_path):
@@ -332,8 +333,37 @@ def test_the_map_is_blank_in_pauses_and_at_the_ends(tiny_detector, save, voice):
     assert 0.9 < stretch.start_s < 1.3 and stretch.stop_s == pytest.approx(4.0, abs=0.2)
     assert np.isnan(stretch.map[:, :10]).all() and np.isnan(stretch.map[:, -10:]).all()
     assert not np.isnan(stretch.map[:, stretch.mapped]).any()
-    moments, bands = where(stretch)
-    assert re.search(r"\d\.\d s \(\d\.\d\)", moments) and "kHz" in bands
+    above, moments, bands = where(stretch)
+    assert re.search(r"\d\.\d s \(-?\d\.\d\d\)", moments) and "kHz" in bands
+    share = np.mean(stretch.map[:, stretch.mapped] > tiny_detector.map_limits[1])
+    assert above.startswith(f"{share:.1%} of the map is above {tiny_detector.map_limits[1]:.2f}")
+
+
+def test_the_map_of_a_page_is_the_default_one_on_the_scale_of_the_detector(tiny_detector, clip, tmp_path, monkeypatch):
+    stretch = heard(tiny_detector, clip)
+    prepared = pass_channel(soundfile.read(clip, dtype="float32")[0], tiny_detector.settings.channel)
+    assert np.array_equal(stretch.explanation.map, tiny_detector.explain_prepared(prepared.audio, prepared.active).map)
+    assert (stretch.kind, stretch.limits) == (tiny_detector.map_kind, tiny_detector.map_limits)
+    monkeypatch.setattr(Detector, "map_kind", "frequency")
+    collected = Collected(tiny_detector)
+    judged(tiny_detector, clip, visit=collected)
+    residuals = tiny_detector.clip_residuals(prepared.audio, prepared.active)[1]
+    levels = [(tiny_detector.scaling.apply(index, parts, "frequency"), mask) for index, (parts, mask) in enumerate(residuals)]
+    bands = tiny_detector.profile([one for one, _ in levels], [mask for _, mask in levels]).numpy().reshape(len(levels), -1)
+    assert np.allclose(collected.bands[0][2], bands.mean(0))  # the timeline shows the same map as the figure
+    other = heard(tiny_detector, clip)
+    assert other.kind == "frequency" and not np.allclose(other.map, stretch.map, equal_nan=True)
+    assert meaning_of_map(other) != meaning_of_map(stretch) and f"{stretch.limits[1]:.2f}" in meaning_of_map(stretch)
+
+
+def test_a_detector_without_a_colour_scale_draws_no_page(tiny_detector, clip, tmp_path):
+    path = tiny_detector.save(tmp_path / "old") / "detector.json"
+    sheet = json.loads(path.read_text())
+    del sheet["map"]
+    path.write_text(json.dumps(sheet))
+    assert judged(Detector.load(path.parent), clip).verdict == REAL
+    with pytest.raises(DetectorError, match="no colour scale.*calibrate it again"):
+        write_report(Detector.load(path.parent), clip, tmp_path / "page.html")
 
 
 def test_decibels_of_a_sine():
