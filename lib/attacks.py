@@ -42,12 +42,13 @@ class Target:
     mean: torch.Tensor
     deviation: torch.Tensor
     precision: torch.Tensor
+    left_out: torch.Tensor
 
     @classmethod
     def of(cls, detector: Detector) -> Target:
         typicality = detector.typicality
         tensors = (torch.from_numpy(np.asarray(value, dtype=np.float32)) for value in
-                   (typicality.mean, typicality.deviation, typicality.precision))
+                   (typicality.mean, typicality.deviation, typicality.precision, typicality.left_out))
         # Channels-last backward passes through narrow networks crash in some builds of oneDNN.
         networks = tuple(folded(one).to(memory_format=torch.contiguous_format) for one in (detector.teacher, detector.student))
         return cls(detector, networks, *tensors)
@@ -63,11 +64,10 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
         maps = [detector.scaling.apply(index, parts, scoring.scaling) for index, parts in enumerate(levels)]
         whole = detector.combined(maps, tuple(levels[0].shape[-2:]), scoring.combine)
         return detector.pooled(whole, masks[0])[scoring.pooling]
-    rows = levels if scoring.scaling == "signed" else [detector.scaling.apply(index, parts, scoring.scaling)
-                                                       for index, parts in enumerate(levels)]
-    profile = detector.profile(rows, masks)
-    z = (profile - target.mean) / target.deviation
-    return (z @ target.precision @ z / len(z)).clamp_min(0).sqrt() if scoring.pooling == "profile" else (z**2).mean().sqrt()
+    z = (detector.profile(detector.profiled(list(levels), scoring.scaling), masks) - target.mean) / target.deviation
+    z = z - target.left_out.T @ (target.left_out @ z)
+    return {"profile": lambda: (z @ target.precision @ z / len(z)).clamp_min(0), "two_sided": lambda: (z**2).mean(),
+            "one_sided": lambda: (z.clamp_min(0) ** 2).mean()}[scoring.pooling]().clamp_min(1e-12).sqrt()
 
 
 def pictured(target: Target, audio: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 """Owns a score that does not listen where recording chains speak: directions in which codecs, noise, equalisers and rates move the
-discrepancy profile of bona fide speech are found and left out.
+discrepancy profile of bona fide speech are found and left out of a score of that profile.
 
 Nuisance attribute projection, as in speaker verification (Solomonoff, Campbell and Boardman 2005), with recording chains as the
 nuisance. Bona fide validation clips alone decide everything, also how many directions are left out; no fake is seen."""
@@ -90,11 +90,11 @@ class Chains:
     def table(self) -> pd.DataFrame:
         """One row a number of directions left out: how well real speech through each chain is told from clean real speech (AUC,
         threshold part; 0.5 is unheard), and the mean over chains."""
-        rows = []
+        rows, pooling = [], self.detector.settings.scoring.pooling
         for count in [count for count in COUNTS if count <= len(self.directions)]:
             model = self.detector.typicality.without(self.directions[:count])
-            clean = model.two_sided(self.clean["threshold"])
-            told = {chain: metrics.area_under_curve(-clean, -model.two_sided(np.stack(part.profile)))
+            clean = model.score(pooling, self.clean["threshold"])
+            told = {chain: metrics.area_under_curve(-clean, -model.score(pooling, np.stack(part.profile)))
                     for chain, part in self.touched["threshold"].groupby("chain", sort=False)}
             rows.append({"directions left out": count, **told, "mean over chains": float(np.mean(list(told.values())))})
         return pd.DataFrame(rows)
@@ -111,6 +111,6 @@ class Chains:
         one = self.detector
         other = Detector(one.settings, one.teacher, one.student)
         other.scaling, other.typicality = one.scaling, one.typicality.without(self.directions[:count])
-        other.calibration = np.sort(other.typicality.two_sided(self.clean["threshold"]))
+        other.calibration = np.sort(other.typicality.score(one.settings.scoring.pooling, self.clean["threshold"]))
         other.fitted_on = dict(one.fitted_on)
         return other

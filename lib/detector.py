@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lib.channel import FRAME, apply_channel, pass_channel
-from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, residual
+from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, readings, residual
 from lib.paths import atomic, file_digest, write_json
 from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
 from lib.settings import RATE_HZ, Channel, Data, Network, Run, Scoring, Settings, Training, View
@@ -21,7 +21,8 @@ from lib.spectrograms import activity, channel_count, channel_slice, hop_samples
 from lib.whisper import WhisperPyramid
 
 POOLINGS = ("mean", "max", "top", "quantile")
-SCORES = (*POOLINGS, "two_sided", "profile")
+PROFILE_SCORES = ("one_sided", "two_sided", "profile")
+SCORES = (*POOLINGS, *PROFILE_SCORES)
 BLOCK_S, OVERLAP_S = 20.0, 1.3
 """Longer recordings go through the networks in blocks. The deepest level sees 105 frames (0.84 s) to either side; the
 overlap is wider, so that blocks give what the whole recording would."""
@@ -48,11 +49,12 @@ class Explanation:
 
 
 class Typicality:
-    """How far a discrepancy profile is from those of bona fide speech, both ways (too odd and too normal).
+    """How far a discrepancy profile is from those of bona fide speech.
 
     `distance` is the Mahalanobis distance with the Ledoit-Wolf shrunk covariance of bona fide profiles; `two_sided` the
-    root mean square of the standardised profile, which needs no covariance. Directions that are left out (lib/chains.py) count
-    in neither.
+    root mean square of the standardised profile, which needs no covariance; both see what is too odd and what is too normal.
+    `one_sided` leaves out what is below the mean: for readings, less damage than in real speech. Directions that are left out
+    (lib/chains.py) count in none.
     """
 
     def __init__(self, mean: np.ndarray, deviation: np.ndarray, precision: np.ndarray, left_out: np.ndarray | None = None) -> None:
@@ -81,6 +83,14 @@ class Typicality:
     def two_sided(self, profiles: np.ndarray) -> np.ndarray:
         """Root mean square standardised profile, (clip,); about 1 on bona fide speech."""
         return np.sqrt((self.standardised(profiles) ** 2).mean(1))
+
+    def one_sided(self, profiles: np.ndarray) -> np.ndarray:
+        """Root mean square of the positive part of the standardised profile, (clip,)."""
+        return np.sqrt((np.maximum(self.standardised(profiles), 0) ** 2).mean(1))
+
+    def score(self, pooling: str, profiles: np.ndarray) -> np.ndarray:
+        """The score of PROFILE_SCORES that `pooling` names, (clip,)."""
+        return {"one_sided": self.one_sided, "two_sided": self.two_sided, "profile": self.distance}[pooling](profiles)
 
     def standardised(self, profiles: np.ndarray) -> np.ndarray:
         """Profiles (clip, dimension) in deviations of bona fide speech, without what is left out."""
@@ -141,6 +151,9 @@ class Detector:
     """
 
     def __init__(self, settings: Settings, teacher: nn.Module, student: nn.Module) -> None:
+        if settings.scoring.scaling == "read" and not len(getattr(teacher, "readers", [])):
+            # Without readers the signed residual, both ways, is the next best (notebook 20).
+            settings = settings.with_options({"scoring.scaling": "signed", "scoring.pooling": "two_sided"})
         self.settings, self.teacher, self.student = settings, teacher, student
         self.scaling: Scaling | None = None
         self.typicality: Typicality | None = None
@@ -224,7 +237,7 @@ class Detector:
 
     def profile(self, levels: list[torch.Tensor], masks: list[torch.Tensor]) -> torch.Tensor:
         """Mean over active frames in each of `scoring.bands` frequency bands: levels (..., frequency, frame) ->
-        (levels * ... * bands,). Of maps, the discrepancy profile; of residuals (channel, frequency, frame), the signed one.
+        (levels * ... * bands,). Of maps, the discrepancy profile; of residuals or readings (channel, frequency, frame), the signed one.
         A level with fewer rows than bands (Whisper has one) gives its rows. Differentiable."""
         bands = self.settings.scoring.bands
         means = [level[..., mask].mean(-1) for level, mask in zip(levels, masks)]
@@ -249,11 +262,16 @@ class Detector:
         return {"mean": values.mean(), "max": values.max(), "top": values.topk(max(1, len(values) // 20)).values.mean(),
                 "quantile": torch.quantile(kept.mean(0), 0.95)}
 
-    def statistics(self, audio: np.ndarray, active: np.ndarray, kinds: Iterable[str] = SCALINGS,
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The scalings that this detector can do: `read` needs a teacher with readers."""
+        return SCALINGS if self.scaling.reading else tuple(kind for kind in SCALINGS if kind != "read")
+
+    def statistics(self, audio: np.ndarray, active: np.ndarray, kinds: Iterable[str] | None = None,
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
         """Everything that the ablations compare, of one clip after the channel: `profile/KIND` (levels * bands,) and
         `KIND/COMBINE/POOLING` numbers."""
-        return self.statistics_of(self.clip_residuals(audio, active)[1], kinds, combines)
+        return self.statistics_of(self.clip_residuals(audio, active)[1], self.kinds if kinds is None else kinds, combines)
 
     def statistics_of(self, levels: list[tuple[torch.Tensor, torch.Tensor]], kinds: Iterable[str],
                       combines: Iterable[str]) -> dict[str, np.ndarray | float]:
@@ -264,14 +282,23 @@ class Detector:
         found: dict[str, np.ndarray | float] = {}
         combines = tuple(combines)
         for kind in kinds:
-            drawn = combines or kind != "signed"  # the signed profile needs no maps
+            drawn = combines or kind not in ("signed", "read")  # their profiles need no maps
             maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)] if drawn else []
-            profiled = [parts for parts, _ in levels] if kind == "signed" else maps
+            profiled = self.profiled([parts for parts, _ in levels], kind, maps)
             found[f"profile/{kind}"] = self.profile(profiled, [mask for _, mask in levels]).numpy()
             for combine in combines:
                 whole = self.combined(maps, shape, combine)
                 found |= {f"{kind}/{combine}/{name}": float(value) for name, value in self.pooled(whole, mask).items()}
         return found
+
+    def profiled(self, parts: list[torch.Tensor], kind: str, maps: list[torch.Tensor] = ()) -> list[torch.Tensor]:
+        """What the profile of a scaling is the mean of, for each level: the residual itself (signed), its readings (read), or the
+        scaled maps. Differentiable."""
+        if kind == "signed":
+            return parts
+        if kind == "read":
+            return [readings(*pair) for pair in zip(parts, self.scaling.reading)]
+        return list(maps) or [self.scaling.apply(index, part, kind) for index, part in enumerate(parts)]
 
     def anomaly_of(self, statistics: dict[str, np.ndarray], scoring: Scoring | None = None,
                    typicality: Typicality | None = None) -> np.ndarray:
@@ -282,8 +309,7 @@ class Detector:
         model = typicality or self.typicality
         if model is None:
             raise DetectorError("this detector is not fitted on bona fide speech yet: call fit")
-        profiles = statistics[f"profile/{scoring.scaling}"]
-        return model.distance(profiles) if scoring.pooling == "profile" else model.two_sided(profiles)
+        return model.score(scoring.pooling, statistics[f"profile/{scoring.scaling}"])
 
     def wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Kinds and combinations of `statistics` that this detector's own score needs."""
@@ -409,7 +435,7 @@ class Detector:
 
     def explain_prepared(self, audio: np.ndarray, active: np.ndarray, start_s: float = 0.0,
                          kind: str | None = None) -> Explanation:
-        """The same for a clip that went through the shared channel; `kind` (of lib.discrepancy.MAPS) draws another map than
+        """The same for a clip that went through the shared channel; `kind` (of lib.discrepancy.SCALINGS) draws another map than
         `map_kind`. Pauses say nothing: there the map has its lowest value of this clip."""
         from lib.spectrograms import row_hz
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional
 
-SCALINGS = ("none", "level", "frequency", "channel", "element", "signed")
-MAPS = (*SCALINGS, "read")
-"""Kinds of maps: every scaling, and the residual as the teacher's readers read it, where the teacher has readers."""
+SCALINGS = ("none", "level", "frequency", "channel", "element", "signed", "read")
+"""Kinds of discrepancy scaling; the last needs a teacher with readers."""
 LOCAL_S, LOCAL_HZ = 0.2, 750.0
 """Extent of the neighbourhood over which the signed residual is averaged before it is standardised."""
 READ_EXTENTS = ((0.4, 1500.0), (0.4, 6000.0))
@@ -45,9 +44,14 @@ def local_mean(parts: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
     return functional.avg_pool2d(parts[None], (rows, frames), 1, (rows // 2, frames // 2), count_include_pad=False)[0]
 
 
+def readings(parts: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
+    """What a reader (kind, channel) makes of a residual (channel, frequency, frame): (kind, frequency, frame)."""
+    return torch.einsum("kc,cfn->kfn", reader, parts)
+
+
 def _readings(parts: torch.Tensor, reader: torch.Tensor, extents: list[tuple[int, int]]) -> torch.Tensor:
     """Locally averaged readings of a residual (channel, frequency, frame): (neighbourhood, kind, frequency, frame)."""
-    read = torch.einsum("kc,cfn->kfn", reader, parts)
+    read = readings(parts, reader)
     return torch.stack([local_mean(read, *extent) for extent in extents])
 
 
@@ -64,7 +68,7 @@ class Scaling:
     standardised per level, channel and row, and the map is the root mean square over channels: 1 on bona fide speech, and
     larger wherever the student is wrong in an unusual direction, be it that speech is too odd or too normal.
 
-    read is ours too, for maps: a perturbation teacher's linear readers name each kind of damage from its features; applied to
+    read is ours too: a perturbation teacher's linear readers name each kind of damage from its features; applied to
     the residual they keep of it only directions in which speech can be damaged. Each reading is averaged over two
     neighbourhoods and standardised per level, kind and row; the map is the mean: 0 on bona fide speech.
     """
@@ -149,7 +153,7 @@ class Scaling:
             return ((parts - middle.mean(1)[:, None, None]) / wide[:, None, None]).sum(0) / root
         if kind == "element":
             return ((parts - middle[..., None]) / spread[..., None]).sum(0) / root
-        raise ValueError(f"scaling {kind!r} is not one of {', '.join(MAPS)}")
+        raise ValueError(f"scaling {kind!r} is not one of {', '.join(SCALINGS)}")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that was fitted, to be saved; `from_tensors` is the inverse."""

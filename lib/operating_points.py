@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from lib import metrics, seeds
-from lib.detector import Detector, Typicality
+from lib.detector import PROFILE_SCORES, Detector, Typicality
 
 if TYPE_CHECKING:
     from lib.study import Study
@@ -64,14 +64,13 @@ def left_out(study: Study, detector: Detector, experiment: str) -> pd.DataFrame:
     The shipped calibration holds clips of speakers whose other clips fitted the typicality, which flatters them; a new voice has
     no such clips. With one speaker, or a score without typicality, the threshold part's own anomalies.
     """
-    scoring = study.settings.scoring
+    scoring = detector.settings.scoring
     threshold, scaling = study.part(experiment, "threshold"), study.part(experiment, detector.scaling_part)
-    wanted = ((scoring.scaling,), (scoring.combine,))
-    statistics = study.statistics(detector, threshold, *wanted)
+    statistics = study.statistics(detector, threshold, *detector.wanted())
     anomaly = detector.anomaly_of(statistics)
     speakers = scaling.speaker.to_numpy()
-    if scoring.pooling in ("two_sided", "profile") and threshold.speaker.nunique() > 1:
-        profiles = study.statistics(detector, scaling, *wanted)[f"profile/{scoring.scaling}"]
+    if scoring.pooling in PROFILE_SCORES and threshold.speaker.nunique() > 1:
+        profiles = study.statistics(detector, scaling, *detector.wanted())[f"profile/{scoring.scaling}"]
         for name in threshold.speaker.unique():
             others, his = speakers != name, (threshold.speaker == name).to_numpy()
             if others.sum() >= 3:

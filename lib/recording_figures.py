@@ -21,7 +21,7 @@ from lib.verdicts import Recording
 LEVEL_LIMITS = (-80.0, -20.0)
 MAP_UNITS = {"read": "0 = usual for real speech", "signed": "1 = usual for real speech",
              "none": "discrepancy"}
-"""What is usual in a kind of map (lib.discrepancy.MAPS); those of the other kinds are standardised, as read is."""
+"""What is usual in a kind of map (lib.discrepancy.SCALINGS); those of the other kinds are standardised, as read is."""
 EDGE_S = 0.12
 PAUSE_COLOUR, LINE_COLOUR, BAR_COLOUR = "#d9d9d9", "#c1272d", "#8fb3c9"
 REAL_COLOUR, FAKE_COLOUR = "#0a5a86", "#c98a1b"
@@ -35,7 +35,7 @@ class Stretch:
     audio_s: float
     level_db: np.ndarray  # (frequency, frame) after the shared channel
     explanation: Explanation
-    kind: str  # of the map, of lib.discrepancy.MAPS
+    kind: str  # of the map, of lib.discrepancy.SCALINGS
     limits: tuple[float, float]  # colour scale of the map
 
     @property

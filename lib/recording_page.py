@@ -50,7 +50,7 @@ MEANINGS = {
                "where 1 is usual. The anomaly is computed from the same error."),
 }
 OTHER_MAP = ("larger is more anomalous", "how far the student network is from the teacher at each time and frequency.")
-"""Of each kind of map (lib.discrepancy.MAPS): what is usual, and what it shows."""
+"""Of each kind of map (lib.discrepancy.SCALINGS): what is usual, and what it shows."""
 
 
 class Collected:

@@ -96,9 +96,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Scoring:
-    scaling: str = "signed"  # none, level, frequency, channel, element, signed
+    scaling: str = "read"  # none, level, frequency, channel, element, signed, read (signed where the teacher has no readers)
     combine: str = "sum"  # sum or product of the levels' maps
-    pooling: str = "two_sided"  # mean, max, top, quantile, two_sided, profile
+    pooling: str = "one_sided"  # mean, max, top, quantile, one_sided, two_sided, profile
     bands: int = 6  # frequency bands of the discrepancy profile, for each level
 
 
@@ -229,7 +229,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "training.optimiser": ("sgd", "adamw"),
     "training.precision": ("fp32", "bf16"),
     "run.layout": ("auto", "contiguous", "channels_last"),
-    "scoring.scaling": ("none", "level", "frequency", "channel", "element", "signed"),
+    "scoring.scaling": ("none", "level", "frequency", "channel", "element", "signed", "read"),
     "scoring.combine": ("sum", "product"),
-    "scoring.pooling": ("mean", "max", "top", "quantile", "two_sided", "profile"),
+    "scoring.pooling": ("mean", "max", "top", "quantile", "one_sided", "two_sided", "profile"),
 }

@@ -22,8 +22,7 @@ from torch import nn
 from lib import metrics, seeds
 from lib.audio import read_audio
 from lib.channel import apply_channel
-from lib.detector import Detector, Typicality
-from lib.discrepancy import SCALINGS
+from lib.detector import PROFILE_SCORES, Detector, Typicality
 from lib.exhibits import Exhibits
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
@@ -34,7 +33,7 @@ from lib.training import ClipReader, engine_of, steps_done, train_student, train
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-VERSION = 2
+VERSION = 3
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
 
 
@@ -256,26 +255,23 @@ class Study:
         scaling, threshold = self.part(experiment, scaling_part), self.part(experiment, "threshold")
         if scaling_part == "train":
             scaling = scaling.head(150)  # as many as the scaling part has
-        key = digest_of([key, dataclasses.asdict(self.settings.scoring), sorted(scaling.sha256), sorted(threshold.sha256)])
+        detector = Detector(self.settings, teacher, student)
+        key = digest_of([key, dataclasses.asdict(detector.settings.scoring), sorted(scaling.sha256), sorted(threshold.sha256)])
         folder = self.folder / "detectors" / f"{experiment}-{key}"
-        if (folder / "detector.json").exists():
-            detector = Detector.load(folder)
-            if detector.scale is None:  # saved before detectors kept one
-                detector.scale = detector.colour_limits(self.prepared(threshold))
-                detector.save(folder)
-        else:
-            detector = Detector(self.settings, teacher, student)
+        if not (folder / "detector.json").exists():
             detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
             detector.fit_threshold(self.prepared(threshold), threshold.clip_id.tolist())
             detector.save(folder)
+        detector = Detector.load(folder)
         detector.key, detector.scaling_part = key, scaling_part
         return detector
 
     # --- statistics and scores -------------------------------------------------------------------------------------------
 
-    def statistics(self, detector: Detector, clips: pd.DataFrame, kinds: tuple[str, ...] = SCALINGS,
+    def statistics(self, detector: Detector, clips: pd.DataFrame, kinds: tuple[str, ...] | None = None,
                    combines: tuple[str, ...] = ("sum", "product")) -> dict[str, np.ndarray]:
-        """Detector.statistics of every clip, stacked (clip, ...), in the table's order; cached."""
+        """Detector.statistics of every clip, stacked (clip, ...), in the table's order, of all kinds or of `kinds`; cached."""
+        kinds = detector.kinds if kinds is None else kinds
         key = digest_of([detector.key, clips.sha256.tolist(), kinds, combines])
         path = self.folder / "statistics" / f"{key}.npz"
         if not path.exists():
@@ -295,8 +291,8 @@ class Study:
     def scores(self, experiment: str, only: str = "") -> pd.DataFrame:
         """Test and development clips (or `only` one of them) with their anomaly (up = fake), score (up = bona fide) and
         conformal p-value."""
-        detector, clips, scoring = self.detector(experiment), self.test(experiment, only), self.settings.scoring
-        anomaly = detector.anomaly_of(self.statistics(detector, clips, (scoring.scaling,), (scoring.combine,)))
+        detector, clips = self.detector(experiment), self.test(experiment, only)
+        anomaly = detector.anomaly_of(self.statistics(detector, clips, *detector.wanted()))
         return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
 
     def baseline_scores(self, experiment: str) -> pd.DataFrame:
@@ -348,7 +344,7 @@ class Study:
         Typicality is refitted on the scaling part of the experiment (or of the experiment `fitting`).
         """
         clips, model = self.test(experiment, only), None
-        if scoring.pooling in ("two_sided", "profile"):
+        if scoring.pooling in PROFILE_SCORES:
             part = self.part(fitting or experiment, detector.scaling_part)
             model = Typicality.fit(self.statistics(detector, part)[f"profile/{scoring.scaling}"])
         anomaly = detector.anomaly_of(self.statistics(detector, clips), scoring, model)
@@ -358,7 +354,7 @@ class Study:
         """The networks of one experiment with scaling, typicality and threshold from the validation speech of another."""
         scaling, threshold = self.part(other, "scaling"), self.part(other, "threshold")
         detector = self.detector(experiment)
-        moved = Detector(self.settings, detector.teacher, detector.student)
+        moved = Detector(detector.settings, detector.teacher, detector.student)
         moved.key = digest_of([detector.key, "adapted", scaling.sha256.tolist(), threshold.sha256.tolist()])
         folder = self.folder / "detectors" / f"{experiment}-to-{other}-{moved.key}"
         if (folder / "detector.json").exists():

@@ -40,8 +40,9 @@ def tiny_detector():
     clips = [apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(32)]
     pictures = [image(torch.from_numpy(audio[:RATE])[None], settings.view, settings.channel) for audio, _ in clips[:4]]
     teacher = settle(initialise(ResNetPyramid(channel_count(settings.view.channels), 4, 3), 0, "teacher"), pictures)
-    if settings.network.standardise:
-        teacher = Standardised(teacher).measure(pictures)
+    generator = torch.Generator().manual_seed(0)
+    readers = [torch.randn(3, count, generator=generator) for count in teacher.channels]  # as if it had learnt to name three kinds
+    teacher = Standardised(teacher, readers).measure(pictures)
     detector = Detector(settings, teacher, settle(new_student(teacher, settings), pictures))
     detector.fit_scaling(clips[:8], [f"toy-{index}" for index in range(8)])
     detector.fit_threshold(clips[8:], [f"toy-{index}" for index in range(8, 32)])

@@ -19,13 +19,13 @@ def clip(tiny_detector):
     return apply_channel(toy_speech(1.5, 50, 220.0), tiny_detector.settings.channel)
 
 
-@pytest.mark.parametrize("scoring", [{}, {"pooling": "profile"}, {"pooling": "mean", "scaling": "frequency"},
+@pytest.mark.parametrize("scoring", [{}, {"pooling": "mean"}, {"scaling": "signed", "pooling": "profile"}, {"scaling": "signed", "pooling": "two_sided"}, {"pooling": "mean", "scaling": "frequency"},
                                      {"pooling": "top", "scaling": "level"}, {"pooling": "quantile", "scaling": "none"},
                                      {"pooling": "max", "scaling": "element", "combine": "product"}])
 def test_the_differentiable_score_is_the_detectors_own(tiny_detector, clip, scoring):
     settings = tiny_detector.settings.with_options({f"scoring.{name}": value for name, value in scoring.items()})
     other = Detector(settings, tiny_detector.teacher, tiny_detector.student)
-    other.scaling, other.typicality = tiny_detector.scaling, tiny_detector.typicality
+    other.fit_scaling([apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(4)], list("abcd"))
     found = Target.of(other)
     picture = pictured(found, torch.from_numpy(clip[0])).requires_grad_(True)
     anomaly = anomaly_tensor(found, picture, clip[1])

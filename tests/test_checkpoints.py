@@ -47,12 +47,13 @@ def weights_changed(folder, change):
 
 def test_round_trip_gives_equal_scores_and_facts(tiny_detector, saved_detector, voice):
     again, audio = Detector.load(saved_detector), voice(2.0, 70)
-    assert again.score(audio, RATE_HZ) == tiny_detector.score(audio, RATE_HZ)
+    # A product of matrices rounds by where in memory they lie.
+    assert again.score(audio, RATE_HZ) == pytest.approx(tiny_detector.score(audio, RATE_HZ), rel=1e-6)
     assert np.array_equal(again.calibration, tiny_detector.calibration)
     assert again.settings == tiny_detector.settings
     assert again.fitted_on == tiny_detector.fitted_on
     assert again.map_limits == tiny_detector.map_limits
-    assert np.array_equal(again.explain(audio, RATE_HZ).map, tiny_detector.explain(audio, RATE_HZ).map)
+    assert np.allclose(again.explain(audio, RATE_HZ).map, tiny_detector.explain(audio, RATE_HZ).map, atol=1e-5)
 
 
 def test_saving_twice_gives_the_same_bytes(tiny_detector, saved_detector, tmp_path):
@@ -62,8 +63,8 @@ def test_saving_twice_gives_the_same_bytes(tiny_detector, saved_detector, tmp_pa
 
 
 @pytest.mark.parametrize("scale", [
-    3, {}, {"kind": "read", "limits": [0, 1]}, {"kind": "signed", "limits": [1]}, {"kind": "signed", "limits": [2, 1]},
-    {"kind": "signed", "limits": [0, float("nan")]}, {"kind": "signed", "limits": ["<b>", 1]}], ids=range(7))
+    3, {}, {"kind": "signed", "limits": [0, 1]}, {"kind": "read", "limits": [1]}, {"kind": "read", "limits": [2, 1]},
+    {"kind": "read", "limits": [0, float("nan")]}, {"kind": "read", "limits": ["<b>", 1]}], ids=range(7))
 def test_a_damaged_or_foreign_colour_scale_is_refused(copy, scale):
     sheet_changed(copy, lambda sheet: sheet.update(map=scale))
     refused(copy, "do not fit")

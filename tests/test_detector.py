@@ -119,3 +119,30 @@ def test_recalibration_on_own_recordings(saved_detector, tmp_path):
 def test_bad_samples_are_refused(tiny_detector, audio, message):
     with pytest.raises(ValueError, match=message):
         tiny_detector.score(audio, RATE)
+
+
+def test_one_sided_leaves_out_what_is_below_the_mean():
+    model = Typicality(np.zeros(4), np.ones(4), np.eye(4))
+    profiles = np.array([[-7.0, 0, 0, 0], [2.0, 0, 0, 0], [2.0, -7.0, 0, 0]])
+    assert np.allclose(model.score("one_sided", profiles), [0, 1, 1])  # sqrt(4 / 4)
+    assert np.allclose(model.score("two_sided", profiles), [3.5, 1, np.sqrt(53 / 4)])
+
+
+def test_without_readers_the_signed_residual_is_scored(tiny_detector):
+    settings = tiny_detector.settings
+    assert (settings.scoring.scaling, settings.scoring.pooling) == ("read", "one_sided")
+    plain = Detector(settings, tiny_detector.teacher.pyramid, tiny_detector.student).settings.scoring
+    assert (plain.scaling, plain.pooling) == ("signed", "two_sided")
+
+
+def test_the_read_profile_is_the_readers_of_the_mean_residual(tiny_detector):
+    audio, active = apply_channel(toy_speech(1.5, 3, 120.0), tiny_detector.settings.channel)
+    levels = tiny_detector.clip_residuals(audio, active)[1]
+    found = tiny_detector.statistics_of(levels, ("read",), ())["profile/read"]
+    bands, start = tiny_detector.settings.scoring.bands, 0
+    for (parts, mask), reader in zip(levels, tiny_detector.scaling.reading):
+        mean = (reader @ parts[..., mask].mean(-1)).numpy()  # (kind, frequency)
+        size = mean.shape[0] * min(bands, mean.shape[1])
+        assert np.allclose(found[start : start + size].reshape(len(mean), -1).mean(1), mean.mean(1), atol=1e-5)
+        start += size
+    assert start == len(found)
