@@ -19,7 +19,8 @@ def clip(tiny_detector):
     return apply_channel(toy_speech(1.5, 50, 220.0), tiny_detector.settings.channel)
 
 
-@pytest.mark.parametrize("scoring", [{}, {"pooling": "mean"}, {"scaling": "signed", "pooling": "profile"}, {"scaling": "signed", "pooling": "two_sided"}, {"pooling": "mean", "scaling": "frequency"},
+@pytest.mark.parametrize("scoring", [{}, {"pooling": "mean"}, {"scaling": "signed", "pooling": "profile"},
+                                     {"scaling": "signed", "pooling": "two_sided"}, {"pooling": "mean", "scaling": "frequency"},
                                      {"pooling": "top", "scaling": "level"}, {"pooling": "quantile", "scaling": "none"},
                                      {"pooling": "max", "scaling": "element", "combine": "product"}])
 def test_the_differentiable_score_is_the_detectors_own(tiny_detector, clip, scoring):
