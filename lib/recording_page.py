@@ -43,8 +43,7 @@ MEANINGS = {
     "read": ("0 is usual for real speech",
              "how much damage there is at each time and frequency in what the student network failed to predict: the teacher learnt to "
              "name kinds of damage, and its readings, averaged over 0.4 s, are told in deviations of real speech, where 0 is usual. The "
-             "anomaly is computed from the same error, but not from this map, which was chosen because it found development fakes "
-             "spliced into real validation clips better."),
+             "anomaly is computed from the same error, averaged over whole bands."),
     "signed": ("1 is usual for real speech",
                "how far the student network's error is from its usual one at each time and frequency, in deviations of real speech, "
                "where 1 is usual. The anomaly is computed from the same error."),

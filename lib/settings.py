@@ -29,7 +29,7 @@ class Data:
     single_train: int = 280  # clips of the one speaker that the student is fitted on
     single_validation: int = 300  # held-out clips of that speaker: selection, scaling, thresholds
     single_test: int = 40  # test clips of that speaker
-    multi_train_per_speaker: int = 60  # at most this many training clips of each of the ~25 voices
+    multi_train_per_speaker: int = 200  # at most this many training clips of each of the ~25 voices
     multi_validation_per_speaker: int = 36
     multi_test_per_speaker: int = 14
     development: int = 40  # validation clips that get development fakes (never used as test)
@@ -82,7 +82,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    teacher_steps: int = 600  # steps of the perturbation teacher
+    teacher_steps: int = 1200  # steps of the perturbation teacher
     student_steps: int = 300  # optimiser steps of the student
     batch: int = 16
     window_s: float = 1.016  # seconds of each random crop
@@ -104,7 +104,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Run:
-    seeds: int = 3  # repetitions of every training in notebook 33
+    seeds: int = 2  # repetitions of every training in notebook 33
     bootstrap: int = 1000  # resamples of every interval
     threads: int = 2
     training_threads: int = 1  # of one training on a CPU; as many trainings go side by side as fit into `threads`

@@ -306,7 +306,8 @@ class Study:
 
         clips = self.test(experiment)
         clips = clips[clips[experiment] == "test"]
-        train = self.part(experiment, "train").head(300)
+        train = self.part(experiment, "train")
+        train = train.iloc[np.sort(seeds.stream(0, "baselines").permutation(len(train))[:300])]  # of all voices
         fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
         key = digest_of([VERSION, self._key(self.origin._teacher_key(experiment)), train.sha256.tolist(), clips.sha256.tolist(),
                          fakes.sha256.tolist(), list(BASELINES)])
