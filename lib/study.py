@@ -391,8 +391,9 @@ def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
             if study.untrained(experiment, student):
                 jobs.setdefault(study.checkpoint(experiment, student), (study.origin.settings, study.settings, experiment, student))
         together = wanted[0][0].settings.run.threads // wanted[0][0].settings.run.training_threads
-        if len(jobs) < 2 or together < 2 or engine_of(wanted[0][0].settings).device.type != "cpu":
-            continue  # trained when asked for
+        # A single student is trained when asked for; a single teacher now, or each of its students would train it for itself.
+        if len(jobs) < 1 + student or together < 2 or engine_of(wanted[0][0].settings).device.type != "cpu":
+            continue
         say(f"{len(jobs)} {'students' if student else 'teachers'} are trained, {together} at a time")
         with ProcessPoolExecutor(together, mp_context=multiprocessing.get_context("spawn")) as pool:
             for number, done in enumerate(as_completed([pool.submit(_train, *job) for job in jobs.values()])):
