@@ -237,12 +237,15 @@ def _repeated(seconds: float) -> list[Path]:
 
 
 _PEAK = """
-import json, resource, sys, time
+import json, pathlib, re, resource, sys, time
 began, arguments = time.perf_counter(), sys.argv[1:]
 from lib import bench
 import torch
 getattr(bench, arguments[0])(*arguments[1:])
-print(json.dumps([time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+taken, status = time.perf_counter() - began, pathlib.Path("/proc/self/status")
+# Linux hands the parent's peak on to ru_maxrss; VmHWM is this process's own.
+own = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
+print(json.dumps([taken, 1024 * int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 
 
