@@ -224,9 +224,9 @@ class TeacherKnn(TeacherBaseline):
 
 
 class TeacherReadings(TeacherBaseline):
-    """The study's own score without a student: mean over active frames of what a perturbation teacher reads in each level, kind
-    and frequency band, both ways. `features(audio)` gives readings (1, kind, frequency, frame). What the student adds is the
-    difference to the detector."""
+    """A read score without a student: mean over active frames of what a perturbation teacher reads in each level, kind and
+    frequency band, both ways. `features(audio)` gives readings (1, kind, frequency, frame). What the student adds is the
+    difference to the detector's read profile both ways, not to its one-sided default."""
 
     bands = 6
 
