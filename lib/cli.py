@@ -14,7 +14,7 @@ from collections.abc import Callable
 from lib import commands
 from lib.commands import UsageError
 
-BENCH = ("agreement", "inference", "training", "front-end", "command", "width", "memory")
+BENCH = ("agreement", "inference", "training", "front-end", "precision", "command", "width", "memory")
 """Parts of lib.bench, named here so that --help needs no torch."""
 
 
@@ -102,6 +102,8 @@ def _own_recordings(command: Callable[..., Parser]) -> None:
     one.add_argument("--csv", metavar="FILE", help="write one row a recording")
     one.add_argument("--html", metavar="FILE", help="write a page with one row a recording")
     one.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
+    one.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the networks (fp32); bf16 is faster on processors "
+                     "that have it, and slower on others")
     one.add_argument("--manifest", metavar="FILE", help="score a whole corpus instead: a table of `data --out`, or a folder; resumes, and "
                      "runs in several processes under `accelerate launch`")
     one.add_argument("--root", metavar="DIR", help="the folder below which the manifest's paths are")

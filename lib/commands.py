@@ -109,7 +109,8 @@ def _score_manifest(given: argparse.Namespace) -> int:
     from lib.engine import current
     from lib.shards import read_manifest, score_manifest
 
-    others = (given.files, given.folder, given.json, given.csv, given.html, given.channel is not None, given.jobs != 1)
+    others = (given.files, given.folder, given.json, given.csv, given.html, given.channel is not None, given.jobs != 1,
+              given.precision != "fp32")
     if not given.out or any(others):
         raise UsageError("--manifest takes --out, --root, --form and --detector, and no files or other outputs; for several processes "
                          "start it with `accelerate launch`")
@@ -136,11 +137,11 @@ def score(given: argparse.Namespace) -> int:
     paths = given.files + [path for folder in given.folder for path in audio_files(folder)]
     if not paths:
         raise UsageError("name a FILE or a --folder")
-    names = load_detector(given.detector)[2]
+    names = load_detector(given.detector)[2] | {"precision": given.precision}
     from tqdm import tqdm
 
     found = []
-    stream = judged_all(paths, given.detector, given.alpha, given.jobs, given.channel)
+    stream = judged_all(paths, given.detector, given.alpha, given.jobs, given.channel, given.precision)
     for one in tqdm(stream, total=len(paths), unit="file", leave=False, disable=not sys.stderr.isatty() or len(paths) < 2):
         found.append(one)
         numbers = "" if one.p_value is None else f"  p {one.p_value:.3f}  anomaly {one.anomaly:.2f}  {one.seconds:.1f} s"

@@ -15,6 +15,14 @@ READ_EXTENTS = ((0.4, 1500.0), (0.4, 6000.0))
 """Extents (seconds, Hz) of the neighbourhoods of the read residual; chosen on development fakes spliced into validation clips."""
 
 
+def band_means(levels: list[torch.Tensor], bands: int) -> torch.Tensor:
+    """Means over all frames in each of `bands` frequency bands: levels (..., frequency, frame) -> (levels * ... * bands,). A level
+    with fewer rows than bands (Whisper has one) gives its rows. Differentiable."""
+    means = [level.mean(-1) for level in levels]
+    return torch.cat([functional.adaptive_avg_pool1d(mean.reshape(-1, 1, mean.shape[-1]), min(bands, mean.shape[-1])).flatten()
+                      for mean in means])
+
+
 def residual(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """r_c(f, t) = T_c/|T| - S_c/|S|, all of one shape (batch, channel, frequency, frame).
 

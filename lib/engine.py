@@ -66,8 +66,7 @@ class Engine:
 
     def __init__(self, device: torch.device, rank: int = 0, world: int = 1, channels_last: bool | None = None) -> None:
         self.device, self.rank, self.world = device, rank, world
-        last = device.type == "cuda" if channels_last is None else channels_last
-        self.layout = torch.channels_last if last else torch.contiguous_format
+        self.layout = torch.contiguous_format if channels_last is False else torch.channels_last
 
     @property
     def main(self) -> bool:

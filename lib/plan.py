@@ -106,7 +106,7 @@ def work(settings: Settings) -> dict[str, float]:
     """What the time of a study grows with, in units that compare settings: `training` and `clips`."""
     network, training = settings.network, settings.training
     pair = network.teacher_width**2 + network.student_width**2
-    steps = training.teacher_steps + training.student_steps
+    steps = (training.teacher_steps + training.teacher_steps_many) / 2 + training.student_steps
     return {"training": steps * training.batch * training.window_s * pair, "clips": sum(_clips(settings)) * settings.data.max_s * pair}
 
 

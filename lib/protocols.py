@@ -240,13 +240,14 @@ def _jobs(table: pd.DataFrame, generators: list[Generator], data: Data) -> list[
         base = {"label": "bonafide" if generator.kind == "control" else "spoof", "role": generator.kind,
                 "generator": generator.name, "family": generator.family, "rate_hz": RATE_HZ}
         if generator.kind == "tts":
+            split = "development" if generator.development else "test"
             texts = (TEXTS / f"{generator.texts}.txt").read_text(encoding="utf-8").splitlines()[: data.texts]
             for number, text in enumerate(texts):
                 name = f"{generator.name}_{number:03d}"
                 key = digest_of([generator.name, generator.version, text, data.max_s], 8)
                 path = CLIPS / generator.name / f"{name}-{key}.flac"
                 row = base | {"clip_id": name, "path": path, "source": generator.package, "corpus": generator.name,
-                              "speaker": generator.name, "single": "test", "multi": "test", "parent": "",
+                              "speaker": generator.name, "single": split, "multi": split, "parent": "",
                               "licence": "see generator", "text": text}
                 jobs.append(((generator.name, text, str(path), data.max_s, name), row))
             continue

@@ -130,18 +130,19 @@ def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, 
 
 
 def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, alpha: float = 0.05,
-               jobs: int = 1, channel: int | None = None) -> Iterator[Recording]:
+               jobs: int = 1, channel: int | None = None, precision: str = "fp32") -> Iterator[Recording]:
     """Judge many recordings in their order, in `jobs` processes where that is more than one."""
     paths = list(paths)
     if jobs <= 1 or len(paths) < 2:
         detector, limits, _ = load_detector(folder)
+        detector.in_precision(precision)
         yield from (judged(detector, path, limits, alpha, channel=channel) for path in paths)
         return
     import concurrent.futures
     import multiprocessing
 
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (folder, alpha, channel)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (folder, alpha, channel, precision)) as pool:
         try:
             yield from pool.map(_work, paths)
         except BaseException:
@@ -154,7 +155,7 @@ def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, al
 _worker: dict[str, object] = {}  # arguments of `judged` that a worker process loads once
 
 
-def _start(folder: Path | str | None, alpha: float, channel: int | None) -> None:
+def _start(folder: Path | str | None, alpha: float, channel: int | None, precision: str) -> None:
     import signal
 
     import torch
@@ -165,7 +166,7 @@ def _start(folder: Path | str | None, alpha: float, channel: int | None) -> None
     end_with_parent()
     torch.set_num_threads(1)
     detector, limits, _ = load_detector(folder)
-    _worker.update(detector=detector, limits=limits, alpha=alpha, channel=channel)
+    _worker.update(detector=detector.in_precision(precision), limits=limits, alpha=alpha, channel=channel)
 
 
 def _work(path: Path | str) -> Recording:

@@ -82,7 +82,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    teacher_steps: int = 1200  # steps of the perturbation teacher
+    teacher_steps: int = 1200  # steps of a perturbation teacher of one voice
+    teacher_steps_many: int = 1800  # and of one of many voices
     student_steps: int = 300  # optimiser steps of the student
     batch: int = 16
     window_s: float = 1.016  # seconds of each random crop
@@ -104,12 +105,12 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Run:
-    seeds: int = 2  # repetitions of every training in notebook 33
+    seeds: int = 3  # repetitions of every training in notebook 33
     bootstrap: int = 1000  # resamples of every interval
     threads: int = 2
     training_threads: int = 1  # of one training on a CPU; as many trainings go side by side as fit into `threads`
     device: str = "auto"  # of training: a GPU where there is one, else the CPU; or cpu, cuda, cuda:1, mps
-    layout: str = "auto"  # of images in memory: channels_last on a GPU; contiguous on a CPU, where oneDNN crashes at widths below 8
+    layout: str = "auto"  # of images in memory; auto: channels_last, but contiguous beside an ImageNet or Whisper teacher
     workers: int = 0  # processes that read and crop training clips ahead of the network; worth it with a GPU
 
 
@@ -193,14 +194,16 @@ PRESETS: dict[str, dict[str, object]] = {
         "data.single_train": 24, "data.single_validation": 32, "data.single_test": 8, "data.multi_train_per_speaker": 3,
         "data.multi_validation_per_speaker": 5, "data.multi_test_per_speaker": 2, "data.development": 6, "data.texts": 3,
         "data.max_s": 3.0, "network.teacher_width": 8, "network.student_width": 8, "training.teacher_steps": 30,
-        "training.student_steps": 24, "training.batch": 8, "training.check_every": 8, "run.seeds": 2, "run.bootstrap": 200,
+        "training.teacher_steps_many": 30, "training.student_steps": 24, "training.batch": 8, "training.check_every": 8,
+        "run.seeds": 2, "run.bootstrap": 200,
     },
     "study": {},
     # The published sizes, for a GPU and the paper's corpora.
     "paper": {
         "network.teacher_width": 64, "network.student_width": 64, "training.teacher_steps": 8000,
-        "training.student_steps": 20000, "training.batch": 32, "training.check_every": 500, "data.single_train": 480,
-        "data.single_validation": 80, "data.single_test": 60, "data.multi_train_per_speaker": 400, "data.max_s": 8.0,
+        "training.teacher_steps_many": 8000, "training.student_steps": 20000, "training.batch": 32,
+        "training.check_every": 500, "data.single_train": 480, "data.single_validation": 80, "data.single_test": 60,
+        "data.multi_train_per_speaker": 400, "data.max_s": 8.0,
     },
 }
 

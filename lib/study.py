@@ -23,6 +23,7 @@ from lib import metrics, seeds
 from lib.audio import read_audio
 from lib.channel import apply_channel
 from lib.detector import PROFILE_SCORES, Detector, Typicality
+from lib.engine import end_with_parent
 from lib.exhibits import Exhibits
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
@@ -33,7 +34,7 @@ from lib.training import ClipReader, engine_of, steps_done, train_student, train
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-VERSION = 3
+VERSION = 4
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
 
 
@@ -184,7 +185,9 @@ class Study:
 
     def _key(self, *parts: object) -> str:
         settings = self.settings
-        training = {name: value for name, value in vars(settings.training).items() if name != "check_every"}
+        # The steps of a teacher are part of its own key, so that those of one experiment do not touch the other's.
+        skipped = ("check_every", "teacher_steps", "teacher_steps_many")
+        training = {name: value for name, value in vars(settings.training).items() if name not in skipped}
         return digest_of([VERSION, settings.seed, dataclasses.asdict(settings.channel), dataclasses.asdict(settings.view),
                           training, settings.run.threads, settings.run.training_threads, *parts])
 
@@ -198,7 +201,7 @@ class Study:
     def _teacher_key(self, experiment: str) -> str:
         network = self.settings.network
         return self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise,
-                         *self._fitted_on(self._voices(experiment)))
+                         self.steps(experiment, student=False), *self._fitted_on(self._voices(experiment)))
 
     def _student_key(self, experiment: str) -> str:
         return self._key("student", dataclasses.asdict(self.settings.network), self.origin._teacher_key(experiment),
@@ -211,10 +214,16 @@ class Study:
 
     def untrained(self, experiment: str, student: bool) -> bool:
         """Whether that training is still to be done, or to be finished."""
-        training, network = self.settings.training, self.settings.network
-        if not student and network.teacher != "perturbation":
+        if not student and self.settings.network.teacher != "perturbation":
             return False  # nothing is trained
-        return steps_done(self.checkpoint(experiment, student)) < (training.student_steps if student else training.teacher_steps)
+        return steps_done(self.checkpoint(experiment, student)) < self.steps(experiment, student)
+
+    def steps(self, experiment: str, student: bool) -> int:
+        """Steps of the training of an experiment's student or teacher."""
+        training = self.settings.training
+        if student:
+            return training.student_steps
+        return training.teacher_steps if self._voices(experiment) == "single" else training.teacher_steps_many
 
     def teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame]:
         """The frozen teacher of an experiment and its training curve (empty where nothing was trained).
@@ -228,9 +237,10 @@ class Study:
         if voices not in self._teachers:
             train, held_out, key = self.part(voices, "train"), self.part(voices, "selection"), self._teacher_key(experiment)
             say(f"teacher: {self.settings.network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
-            with seeds.threads(self.settings.run.training_threads):
+            settings = self.settings.with_options({"training.teacher_steps": self.steps(experiment, student=False)})
+            with seeds.threads(settings.run.training_threads):
                 self._teachers[voices] = train_teacher(
-                    ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
+                    ClipReader(train, settings.channel), ClipReader(held_out, settings.channel), settings,
                     self.checkpoint(experiment, student=False), key, say)
         return self._teachers[voices]
 
@@ -310,7 +320,7 @@ class Study:
         train = train.iloc[np.sort(seeds.stream(0, "baselines").permutation(len(train))[:300])]  # of all voices
         fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
         key = digest_of([VERSION, self._key(self.origin._teacher_key(experiment)), train.sha256.tolist(), clips.sha256.tolist(),
-                         fakes.sha256.tolist(), list(BASELINES)])
+                         fakes.sha256.tolist(), dataclasses.asdict(self.settings.scoring), list(BASELINES)])
         path = self.folder / "baselines" / f"{key}.parquet"
         if path.exists():
             return pd.read_parquet(path)
@@ -326,7 +336,7 @@ class Study:
             if entry.needs_teacher == "readings" and not len(readers):
                 say(f"no row, {entry.title}: this teacher has no readers")
                 continue
-            began, given = time.time(), {"features": [features], "readings": [readings]}.get(entry.needs_teacher, [])
+            began, given = time.time(), {"features": [features], "readings": [readings, self.settings.scoring]}.get(entry.needs_teacher, [])
             baseline = entry.factory(*given)
             if hasattr(baseline, "steps"):  # a preset with short trainings shortens those of the baselines too
                 baseline.steps = min(baseline.steps, self.settings.training.student_steps)
@@ -387,7 +397,8 @@ def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
     wanted = list(wanted)
     for student in (False, True):  # a teacher is there before the students that share it
         jobs = {}
-        for study, experiment in wanted:
+        # The longest first, so that none is left to run alone at the end.
+        for study, experiment in sorted(wanted, key=lambda one, student=student: -one[0].steps(one[1], student)):
             if study.untrained(experiment, student):
                 jobs.setdefault(study.checkpoint(experiment, student), (study.origin.settings, study.settings, experiment, student))
         together = wanted[0][0].settings.run.threads // wanted[0][0].settings.run.training_threads
@@ -395,7 +406,7 @@ def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
         if len(jobs) < 1 + student or together < 2 or engine_of(wanted[0][0].settings).device.type != "cpu":
             continue
         say(f"{len(jobs)} {'students' if student else 'teachers'} are trained, {together} at a time")
-        with ProcessPoolExecutor(together, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(together, multiprocessing.get_context("spawn"), end_with_parent) as pool:
             for number, done in enumerate(as_completed([pool.submit(_train, *job) for job in jobs.values()])):
                 done.result()
                 say(f"{number + 1} of {len(jobs)} trained")
@@ -414,7 +425,7 @@ def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: 
                   intervals: bool = True) -> pd.DataFrame:
     """One row a generator and control: AUC and EER (fake = positive) with 95 % clustered bootstrap intervals.
 
-    split "test": test fakes against the bona fide test clips; "development": development fakes against their parents.
+    split "test": test fakes against the bona fide test clips; "development": development fakes against the development clips.
     """
     fakes = scores[(scores[experiment] == split) & (scores.role != "bonafide")]
     real = scores[(scores.role == "bonafide") & (scores[experiment] == ("test" if split == "test" else "validation"))]
@@ -434,11 +445,14 @@ def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: 
 
 
 def summary_row(table: pd.DataFrame) -> dict[str, float]:
-    """Means over generators: copy-synthesis (the headline), text to speech, all fakes, lowest; and the resample control."""
+    """Means over generators: copy-synthesis (the headline), text to speech, both (the two means counting alike, or the one that is
+    there), all fakes, lowest; and the resample control."""
     fakes = table[table.kind != "control"]
     mean = lambda rows: float(rows.auc.mean()) if len(rows) else float("nan")  # noqa: E731
     control = table[table.generator == "control_resample"].auc
-    return {"copysynth": mean(table[table.kind == "copysynth"]), "tts": mean(table[table.kind == "tts"]), "all": mean(fakes),
+    copies, voices = mean(table[table.kind == "copysynth"]), mean(table[table.kind == "tts"])
+    both = [value for value in (copies, voices) if value == value]
+    return {"copysynth": copies, "tts": voices, "both": float(np.mean(both)) if both else float("nan"), "all": mean(fakes),
             "lowest": float(fakes.auc.min()), "control": float(control.iloc[0]) if len(control) else float("nan")}
 
 

@@ -22,7 +22,7 @@ from lib.channel import apply_channel, channel_noise
 from lib.discrepancy import matching_loss
 from lib.engine import Engine, current
 from lib.paths import DATA, atomic, clear_stale, file_digest, write_json
-from lib.perturbations import KINDS, perturbed, truth_image
+from lib.perturbations import KINDS, Damage, perturbed
 from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
 from lib.settings import RATE_HZ, Channel, Settings
 from lib.spectrograms import channel_count, channel_slice, image
@@ -207,7 +207,10 @@ def steps_done(folder: Path) -> int:
 
 
 def engine_of(settings: Settings) -> Engine:
-    return current(settings.run.device, settings.run.layout)
+    layout = settings.run.layout
+    if layout == "auto" and settings.network.teacher in ("imagenet", "whisper"):
+        layout = "contiguous"  # depthwise and one-dimensional convolutions gain nothing
+    return current(settings.run.device, layout)
 
 
 def _kept(folder: Path, key: str, network: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict[str, float]],
@@ -270,11 +273,12 @@ class PerturbationTeacher(nn.Module):
 def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings, random: np.random.Generator,
                       rows: slice = slice(None)) -> torch.Tensor:
     """Binary cross-entropy of naming, place by place and level by level, which perturbation was applied to `rows`."""
-    damaged, truth, size = perturbed(torch.from_numpy(crops), random)
+    damaged, damage = perturbed(torch.from_numpy(crops), random)
     engine = engine_of(settings)
-    total, truth = torch.zeros((), device=engine.device), engine.give(truth[rows])
+    total = torch.zeros((), device=engine.device)
+    damage = Damage(engine.give(damage.boxes[rows]), engine.give(damage.kinds[rows]), damage.size)
     for logits in network(_images(damaged.numpy(), settings, random, rows, engine)):
-        target = truth_image(truth, size, settings.channel.low_hz, settings.channel.high_hz, logits.shape[2:])
+        target = damage.on_grid(settings.channel.low_hz, settings.channel.high_hz, logits.shape[2:])
         total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=logits.new_tensor(2.0))
     return total
 

@@ -129,7 +129,7 @@ def verdict_on(path: str, report: AudioReport, parts: tuple[Part, ...], calibrat
 def as_json(recordings: list[Recording], detector: dict[str, object], alpha: float) -> dict[str, object]:
     """The JSON form of `score --json`; `schema` changes when a field changes its name or meaning.
 
-    `{"schema": 1, "alpha", "detector": {"folder", "sha256", "calibration_clips"}, "files": [...]}`; a file has every field of
+    `{"schema": 1, "alpha", "detector": {"folder", "sha256", "calibration_clips", "precision"}, "files": [...]}`; a file has every field of
     `Recording` (null where it could not be scored), and `parts`, a list with every field of `Part`.
     """
     return {"schema": SCHEMA, "alpha": alpha, "detector": detector, "files": [dataclasses.asdict(each) for each in recordings]}

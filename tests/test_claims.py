@@ -11,7 +11,7 @@ def folder(tmp_path):
         "30_per_generator": pd.DataFrame({"experiment": ["single", "single", "multi"], "kind": "copysynth", "generator": ["a", "b", "a"],
                                           "auc": [0.9, 0.6, 0.5], "auc_low": [0.8, 0.45, 0.4]}),
         "30_baselines": pd.DataFrame([(e, d, k, v) for e in ("single", "multi") for d, k, v in (
-            ("feature pyramid matching (ours)", "one-class", 0.75), ("neighbours", "one-class", 0.6), ("network", "supervised", 0.9))],
+            ("Feature pyramid matching (this study)", "ours", 0.75), ("neighbours", "one-class", 0.6), ("network", "supervised", 0.9))],
             columns=["experiment", "detector", "kind", "copysynth"]),
         "33_paired": pd.DataFrame({"experiment": ["single", "multi"] * 2, "kind": ["one-class"] * 2 + ["supervised"] * 2,
                                    "ours minus baseline": [0.15, 0.1, -0.2, 0.01], "p (Holm)": [0.01, 0.02, 0.01, 0.9]}),

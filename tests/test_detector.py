@@ -20,6 +20,19 @@ def test_folded_networks_are_the_same_function(tiny_detector):
             assert torch.allclose(one, two, atol=1e-3 * float(one.abs().max()))
 
 
+def test_bf16_rounds_and_nothing_else(tiny_detector):
+    audio, active = apply_channel(toy_speech(1.5, 77, 120), tiny_detector.settings.channel)
+    exact = tiny_detector.score_prepared(audio, active)
+    try:
+        rough = tiny_detector.in_precision("bf16").score_prepared(audio, active)
+        assert rough != exact and abs(rough - exact) < 0.1 * tiny_detector.calibration.std()
+        assert all(level.dtype == torch.float32 for pyramid in tiny_detector.pyramids(audio)[1:] for level in pyramid)
+    finally:
+        assert tiny_detector.in_precision("fp32").score_prepared(audio, active) == exact
+    with pytest.raises(ValueError, match="fp32 or bf16"):
+        tiny_detector.in_precision("fp16")
+
+
 def test_a_map_has_the_images_axes(tiny_detector):
     audio, active = prepared(tiny_detector)
     explanation = tiny_detector.explain_prepared(audio, active)

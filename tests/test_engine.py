@@ -77,7 +77,6 @@ def test_devices_that_are_not_here_are_named():
             device_named("cuda:7")
 
 
-# On a CPU, PyTorch 2.14 crashes in the gradient of a 1 x 1 convolution with stride 2 over 4 channels in this order; 8 are fine.
 LAST = {"network.teacher_width": 8, "network.student_width": 8, "run.layout": "channels_last", "training.student_steps": 9}
 
 

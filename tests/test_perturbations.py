@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.perturbations import CHANGES, KINDS, Grid, averaged_periods, perturbed, truth_image
+from lib.perturbations import CHANGES, KINDS, Damage, Grid, averaged_periods, perturbed
 from tests.conftest import toy_speech
 
 VOICES = torch.from_numpy(np.stack([toy_speech(1.0, seed, 100 + 10 * seed) for seed in range(6)]))
@@ -12,13 +12,13 @@ VOICES = torch.from_numpy(np.stack([toy_speech(1.0, seed, 100 + 10 * seed) for s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_changes_speech_and_says_so(kind):
-    made, truth, _ = perturbed(VOICES, np.random.default_rng(1), (kind,))
-    touched = truth.amax((1, 2, 3)) > 0
+    made, damage = perturbed(VOICES, np.random.default_rng(1), (kind,))
+    touched = damage.truth.amax((1, 2, 3)) > 0
     assert touched.any() and torch.isfinite(made).all()
     assert torch.equal(made[~touched], VOICES[~touched]), "what is called clean is the recording itself, bit for bit"
     assert ((made - VOICES).abs().amax(1) > 1e-4)[touched].all()
     other = [index for index, name in enumerate(KINDS) if name != kind]
-    assert not truth[:, other].any()
+    assert not damage.truth[:, other].any()
     level = lambda signal: signal.pow(2).mean(1).sqrt()  # noqa: E731
     assert (level(made) / level(VOICES) - 1).abs().max() < 0.01 or kind in ("noise for harmonics", "smoothing over frequency")
 
@@ -31,8 +31,8 @@ def test_equal_streams_give_equal_damage():
 def test_time_outside_the_box_stays():
     random = np.random.default_rng(0)
     for _ in range(20):
-        made, truth, size = perturbed(VOICES, random, ("drift of phase",))
-        boxes = truth.amax(1).amax(1)  # (batch, frame)
+        made, damage = perturbed(VOICES, random, ("drift of phase",))
+        boxes, size = damage.truth.amax(1).amax(1), damage.size  # (batch, frame)
         for clip, real, frames in zip(made, VOICES, boxes):
             first = int(torch.nonzero(frames)[0]) if frames.any() else 0
             quiet = first * size // 4 - size
@@ -67,8 +67,9 @@ def test_averaged_periods_leave_a_periodic_signal_and_calm_an_irregular_one():
 
 
 def test_truth_on_a_levels_grid_keeps_its_share():
-    truth = torch.zeros(1, 1, 257, 60)
-    truth[0, 0, :, 30:] = 1
-    found = truth_image(truth, 512, 60, 6000, (48, 32))
-    assert found.shape == (1, 1, 48, 32) and float(found.mean()) == pytest.approx(0.5, abs=0.01)
-    assert float(found[..., :15].max()) == 0 and float(found[..., 17:].min()) == 1
+    boxes = torch.zeros(1, 257, 60)
+    boxes[0, :, 30:] = 1
+    found = Damage(boxes, torch.tensor([[0.0, 1.0]]), 512).on_grid(60, 6000, (48, 32))
+    assert found.shape == (1, 2, 48, 32) and not found[0, 0].any()
+    assert float(found[0, 1].mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(found[0, 1, :, :15].max()) == 0 and float(found[0, 1, :, 17:].min()) == 1

@@ -1,7 +1,9 @@
 import pandas as pd
 import pytest
 
-from lib.protocols import LeakError, check_table, require_bonafide, validation_parts
+from lib.generators import GENERATORS
+from lib.protocols import LeakError, _jobs, check_table, require_bonafide, validation_parts
+from lib.settings import Data
 
 
 def table():
@@ -43,6 +45,16 @@ def test_nothing_but_bona_fide_fitting_clips_passes_the_guard():
             require_bonafide(wrong, "single", "training", ("train",))
     with pytest.raises(LeakError, match="test split"):
         require_bonafide(clips[(clips.single == "test") & (clips.role == "bonafide")], "single", "scaling", ("test",))
+
+
+def test_development_fakes_are_never_test_fakes():
+    clips = table().assign(path="", source="", corpus="", licence="", text="")
+    made = [GENERATORS[name] for name in ("kokoro_ja", "hibari", "world", "world_conversion")]
+    rows = pd.DataFrame([row for _, row in _jobs(clips[clips.role == "bonafide"], made, Data(texts=2, development=3))])
+    splits = rows.groupby("generator")[["single", "multi"]].agg(set)
+    assert splits.single.to_dict() == splits.multi.to_dict() == {
+        name: {"development" if GENERATORS[name].development else "test"} for name in splits.index}
+    assert rows.groupby("generator").size().to_dict() == {"kokoro_ja": 2, "hibari": 2, "world": 10, "world_conversion": 6}
 
 
 def test_controls_never_fit_anything():
