@@ -231,10 +231,16 @@ PARENTS = ("ljspeech", "m_ailabs", "vidtimit", "csv")
 """Corpora whose clips others name as the parents of their fakes."""
 
 
+def _spread(clips: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The first `count` clips when every speaker gives one in turn, so that no choice hangs on one voice; in the table's order."""
+    turn = clips.groupby("speaker", sort=False).cumcount()
+    return clips.loc[turn.sort_values(kind="stable").index[:count]].sort_index()
+
+
 def _jobs(table: pd.DataFrame, generators: list[Generator], data: Data) -> list[tuple[tuple, dict[str, object]]]:
     """What has to be made: for each job its worker arguments and its row of the clip table."""
     tests = table[(table.single == "test") | (table.multi == "test")]
-    development = pd.concat([table[table[name] == "validation"].head(data.development) for name in EXPERIMENTS])
+    development = pd.concat([_spread(table[table[name] == "validation"], data.development) for name in EXPERIMENTS])
     jobs = []
     for generator in generators:
         base = {"label": "bonafide" if generator.kind == "control" else "spoof", "role": generator.kind,

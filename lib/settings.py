@@ -54,7 +54,7 @@ class Channel:
 CHANNELS = ("level", "advance", "delay", "short", "pulse")
 """Groups of image channels: log-magnitude, phase advance from frame to frame (cosine and sine), phase step from bin to
 bin (cosine and sine: the group delay), log-magnitude through a short window, and through a shorter one four times a hop
-(glottal pulses)."""
+(glottal pulses). A further group, "mel", is an image of its own: log-magnitude in `bins` mel bands."""
 
 
 @dataclass(frozen=True)

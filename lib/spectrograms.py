@@ -12,14 +12,17 @@ from lib.settings import RATE_HZ, Channel, View
 
 FLOOR = 1e-5
 """Floor of magnitudes before the logarithm; 40 dB below the channel's own noise, so it never shapes a score."""
-GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4}
+GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4, "mel": 1}
 
 
 def channel_count(groups: tuple[str, ...]) -> int:
-    """Number of image channels of the named groups. Raises ValueError for an unknown group."""
+    """Number of image channels of the named groups. Raises ValueError for an unknown group, or for "mel" beside another: its rows
+    are other frequencies."""
     unknown = [group for group in groups if group not in GROUP_SIZES]
     if unknown:
         raise ValueError(f"unknown image channels {unknown}; expected some of {', '.join(GROUP_SIZES)}")
+    if "mel" in groups and len(groups) > 1:
+        raise ValueError(f"mel bands cannot share an image with {', '.join(group for group in groups if group != 'mel')}: give them alone")
     return sum(GROUP_SIZES[group] for group in groups)
 
 
@@ -38,12 +41,17 @@ def hop_samples(view: View) -> int:
 
 
 def transform_size(view: View, channel: Channel) -> int:
-    """Length of the Fourier transform: the power of two whose bins come nearest to the wanted spacing of rows."""
+    """Length of the Fourier transform: the power of two whose bins come nearest to the wanted spacing of rows; for mel bands, twice
+    the window's next power of two."""
+    if "mel" in view.channels:
+        return 2 ** int(np.ceil(np.log2(view.window_s * RATE_HZ)) + 1)
     return 2 ** round(np.log2(RATE_HZ * view.bins / (channel.high_hz - channel.low_hz)))
 
 
 def row_hz(view: View, channel: Channel) -> np.ndarray:
     """Centre frequency of every row in Hz, (bins,)."""
+    if "mel" in view.channels:
+        return _mel_hz(view, channel)[1:-1]
     step = RATE_HZ / transform_size(view, channel)
     return (round(channel.low_hz / step) + np.arange(view.bins)) * step
 
@@ -51,6 +59,21 @@ def row_hz(view: View, channel: Channel) -> np.ndarray:
 def frame_s(view: View, frames: int) -> np.ndarray:
     """Centre time of every frame in seconds, (frames,): frame n is centred on sample n * hop."""
     return np.arange(frames) * hop_samples(view) / RATE_HZ
+
+
+def _mel_hz(view: View, channel: Channel) -> np.ndarray:
+    """Edges and centres of `bins` overlapping mel bands in Hz, (bins + 2,): HTK's scale, 2595 log10(1 + f / 700)."""
+    low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (channel.low_hz, channel.high_hz))
+    return 700 * (10 ** (np.linspace(low, high, view.bins + 2) / 2595) - 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _mel_bank(view: View, channel: Channel) -> torch.Tensor:
+    """Triangular filters of unit sum over the bins of the transform, (bins, bin)."""
+    from torchaudio.functional import melscale_fbanks
+
+    bank = melscale_fbanks(transform_size(view, channel) // 2 + 1, channel.low_hz, channel.high_hz, view.bins, RATE_HZ).T
+    return bank / bank.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 @functools.lru_cache(maxsize=16)
@@ -105,12 +128,17 @@ def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
     level and short: natural logarithm of the magnitude through a long and a short window. advance: cosine and sine of
     the phase step from frame to frame, less the step of the bin's own centre frequency. delay: the same from bin to bin,
     which is the group delay about the window's centre. Vocoders that lose phase change the last two while magnitudes
-    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. Raises ValueError where
-    the recording is shorter than one window or a group of channels is unknown.
+    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. mel, only alone: the
+    logarithm of the root of the mean power in `bins` mel bands. Raises ValueError where the recording is shorter than one window
+    or a group of channels is unknown.
     """
     size, hop = transform_size(view, channel), hop_samples(view)
     if audio.shape[-1] < size:
         raise ValueError(f"too short: expected at least {size} samples ({size / RATE_HZ:.3f} s), found {audio.shape[-1]}")
+    if "mel" in view.channels:
+        channel_count(view.channels)
+        power = _stft(audio, size, hop, view.window_s).abs().square()
+        return _log_level((_mel_bank(view, channel).to(audio.device) @ power).sqrt(), view.window_s)[:, None]
     first = round(channel.low_hz * size / RATE_HZ)
     rows = range(first, min(first + view.bins, size // 2 + 1))
     # One row more than the image has, for the step from its last row to the next.

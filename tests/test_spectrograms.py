@@ -36,6 +36,21 @@ def test_level_equals_librosa():
     assert np.abs(ours.numpy() - (np.log(theirs / np.sqrt(512) + 1e-5) + 5.5) / 1.8).max() < 1e-4
 
 
+def test_mel_bands_equal_librosas_filters_and_stand_alone():
+    import librosa
+
+    view = View(channels=("mel",), bins=64)
+    audio = torch.randn(1, RATE_HZ, generator=torch.Generator().manual_seed(0))
+    ours, size = image(audio, view, CHANNEL)[0, 0], transform_size(view, CHANNEL)
+    power = np.abs(librosa.stft(audio[0].numpy(), n_fft=size, win_length=512, hop_length=128, pad_mode="constant")) ** 2
+    bank = librosa.filters.mel(sr=RATE_HZ, n_fft=size, n_mels=64, fmin=60, fmax=6000, htk=True, norm=None)
+    theirs = (np.log(np.sqrt(bank / bank.sum(1, keepdims=True) @ power) / np.sqrt(512) + 1e-5) + 5.5) / 1.8
+    assert ours.shape == (64, 126) and np.abs(ours.numpy() - theirs).max() < 1e-3
+    assert abs(row_hz(view, CHANNEL)[int(image(tone(1000), view, CHANNEL)[0, 0].mean(1).argmax())] - 1000) < 40
+    with pytest.raises(ValueError, match="cannot share an image with level"):
+        image(audio, View(channels=("level", "mel")), CHANNEL)
+
+
 def test_phase_advance_of_a_bin_centred_tone_is_zero():
     picture = image(tone(1000), VIEW, CHANNEL)[0]
     row = int(np.argmin(np.abs(row_hz(VIEW, CHANNEL) - 1000)))
