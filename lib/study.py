@@ -445,14 +445,11 @@ def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: 
 
 
 def summary_row(table: pd.DataFrame) -> dict[str, float]:
-    """Means over generators: copy-synthesis (the headline), text to speech, both (the two means counting alike, or the one that is
-    there), all fakes, lowest; and the resample control."""
+    """Means over generators: copy-synthesis (the headline), text to speech, all fakes, lowest; and the resample control."""
     fakes = table[table.kind != "control"]
     mean = lambda rows: float(rows.auc.mean()) if len(rows) else float("nan")  # noqa: E731
     control = table[table.generator == "control_resample"].auc
-    copies, voices = mean(table[table.kind == "copysynth"]), mean(table[table.kind == "tts"])
-    both = [value for value in (copies, voices) if value == value]
-    return {"copysynth": copies, "tts": voices, "both": float(np.mean(both)) if both else float("nan"), "all": mean(fakes),
+    return {"copysynth": mean(table[table.kind == "copysynth"]), "tts": mean(table[table.kind == "tts"]), "all": mean(fakes),
             "lowest": float(fakes.auc.min()), "control": float(control.iloc[0]) if len(control) else float("nan")}
 
 

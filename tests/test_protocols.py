@@ -57,6 +57,15 @@ def test_development_fakes_are_never_test_fakes():
     assert rows.groupby("generator").size().to_dict() == {"kokoro_ja": 2, "hibari": 2, "world": 10, "world_conversion": 6}
 
 
+def test_development_clips_are_spread_over_voices():
+    clips = table()
+    clips = clips[clips.role == "bonafide"].assign(path="", source="", corpus="", licence="", text="")
+    clips.loc[clips.single == "validation", "speaker"] = ["one"] * 35 + ["two"] * 4 + ["three"]
+    rows = pd.DataFrame([row for _, row in _jobs(clips, [GENERATORS["world_conversion"]], Data(development=7))])
+    parents = clips.set_index("clip_id").speaker[rows.parent.unique()]
+    assert parents.value_counts().to_dict() == {"one": 3, "two": 3, "three": 1}
+
+
 def test_controls_never_fit_anything():
     control = table().head(1).assign(role="control")
     with pytest.raises(LeakError):
