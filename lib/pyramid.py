@@ -23,7 +23,7 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # The shortcut's stride is a slice: the same numbers, and oneDNN 3.7 crashed in the gradient of a strided 1 x 1
+        # The shortcut's stride is a slice: the same numbers, and oneDNN can crash in the gradient of a strided 1 x 1
         # convolution in channels-last order.
         shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
         x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
