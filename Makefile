@@ -24,7 +24,7 @@ study: setup ## the whole study: reports/index.html   (PRESET=smoke|study|paper,
 
 test: setup ## style, unit and property tests, and every notebook at the smoke preset on real speech
 	@$(VENV)/bin/ruff check .
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lab: setup ## JupyterLab on the notebooks
 	@cd notebooks && ../$(VENV)/bin/jupyter lab

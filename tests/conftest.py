@@ -19,6 +19,11 @@ def toy_speech(seconds=1.5, seed=0, pitch_hz=120.0):
     return (0.5 * audio / np.abs(audio).max()).astype(np.float32)
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take longest, and with several workers the other files are tested beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("study") is None)
+
+
 @pytest.fixture(scope="session")
 def voice():
     """The function `toy_speech`, for modules that cannot import this one."""
