@@ -144,7 +144,18 @@ def package_root(package: Package) -> Path:
     hint = f"expected Debian's apt and the package {package.debian}; on other systems use CORPUS=librispeech"
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise CorpusError(f"cannot fetch {package.debian}: apt-get or dpkg-deb is missing; {hint}")
+    import fcntl  # where apt is, it is
+
     PACKAGES.mkdir(parents=True, exist_ok=True)
+    with open(PACKAGES / ".lock", "w") as own:
+        # One process fetches; what waits here finds its work done.
+        fcntl.flock(own, fcntl.LOCK_EX)
+        if not (root / package.folder).is_dir():
+            _fetch(package, root, hint)
+    return root
+
+
+def _fetch(package: Package, root: Path, hint: str) -> None:
     with tempfile.TemporaryDirectory(dir=PACKAGES, prefix=temporary_prefix()) as name:
         folder = Path(name)
         fetched = subprocess.run(["apt-get", "download", "-q", package.debian], cwd=folder, capture_output=True, text=True)
@@ -157,7 +168,6 @@ def package_root(package: Package) -> Path:
             raise CorpusError(f"{archives[0].name} holds no {package.folder}: another release of it? {hint}")
         shutil.rmtree(root, ignore_errors=True)
         (folder / "root").rename(root)
-    return root
 
 
 def embedded_sources(packages: tuple[str, ...] = ()) -> list[Source]:
