@@ -329,7 +329,7 @@ TINY = {"network.teacher": "random", "network.teacher_width": 4, "network.studen
 def _tiny(settings: Settings) -> Detector:
     """A detector with random networks of width 4: everything around the networks costs what it costs in the study."""
     inputs = channel_count(settings.view.channels)
-    teacher = Standardised(freeze(initialise(ResNetPyramid(inputs, 4, 3), 0, "teacher")))
+    teacher = Standardised(freeze(initialise(ResNetPyramid(inputs, 4, 3, stem=settings.network.stem), 0, "teacher")))
     return Detector(settings, teacher, freeze(new_student(teacher, settings)))
 
 
@@ -393,7 +393,8 @@ def width() -> pd.DataFrame:
     makers, weights = {}, {}
     for size in (8, 16, 24, 32, 64):
         settings = load_settings("study", 0, {"network.teacher_width": size, "network.student_width": size})
-        teacher = Standardised(freeze(initialise(ResNetPyramid(channel_count(settings.view.channels), size, 3), 0, "teacher")))
+        pyramid = ResNetPyramid(channel_count(settings.view.channels), size, 3, stem=settings.network.stem)
+        teacher = Standardised(freeze(initialise(pyramid, 0, "teacher")))
         detector = Detector(settings, teacher, freeze(new_student(teacher, settings)))
         weights[size] = sum(parameter.numel() for network in (detector.teacher, detector.student) for parameter in network.parameters())
         makers[str(size)] = lambda detector=detector: detector.clip_residuals(audio, np.ones(250, bool))

@@ -38,12 +38,14 @@ def read_detector(folder: Path) -> tuple[Settings, dict[str, torch.Tensor], dict
         stated, digest = sheet["settings"], sheet["sha256"]
         if sheet["format"] != 1:
             raise DetectorError(f"{sheet_path}: format {sheet['format']} is newer than this program; update it")
+        stated["network"].setdefault("stem", 7)  # sheets from before the option
         values = {name: stated[name] for name in ("preset", "seed")}
         flat = {f"{section}.{key}": value for section, kind in SECTIONS.items() for key, value in stated[section].items()
                 if key in {field.name for field in dataclasses.fields(kind)}}
         settings = Settings().with_options({**values, **flat})
-        sizes = (settings.network.teacher_width, settings.network.student_width, settings.network.levels, settings.view.bins)
-        if not all(0 < size <= limit for size, limit in zip(sizes, (128, 128, 4, 4096))):
+        network = settings.network
+        sizes = (network.teacher_width, network.student_width, network.levels, settings.view.bins, network.stem)
+        if not all(0 < size <= limit for size, limit in zip(sizes, (128, 128, 4, 4096, 15))):
             raise DetectorError(f"{sheet_path}: sizes {sizes} are out of bounds; {hint}")
     except DetectorError:
         raise

@@ -505,10 +505,10 @@ class Detector:
             else:
                 whisper = network.teacher == "whisper"
                 teacher = (WhisperPyramid(settings.view, settings.channel, pretrained=False) if whisper else
-                           ResNetPyramid(inputs, network.teacher_width, network.levels))
+                           ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem))
                 keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
                 student = make_student(inputs, network.student_width, teacher.channels, tuple(keep), 0, network.standardise,
-                                       settings.view.bins if whisper else 0)
+                                       settings.view.bins if whisper else 0, network.stem)
             readers = [tensors[name] for name in sorted(tensors) if name.startswith("teacher.reader")]
             teacher = Standardised(teacher, readers) if network.standardise else teacher
             teacher.load_state_dict(part("teacher"))

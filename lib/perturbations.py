@@ -48,8 +48,10 @@ def _uniform(random: np.random.Generator, shape: tuple[int, ...], limit: float) 
 def _smoothed(values: torch.Tensor, width: int) -> torch.Tensor:
     """Moving average of odd `width` along the last axis, (rows, length), edges reflected."""
     width = min(width | 1, 2 * (values.shape[-1] // 2) - 1)
-    padded = functional.pad(values[:, None], (width // 2, width // 2), mode="reflect")
-    return functional.avg_pool1d(padded, width, 1)[:, 0]
+    padded = functional.pad(values[:, None], (width // 2, width // 2), mode="reflect")[:, 0]
+    # Differences of running sums: the cost does not grow with the width. Double precision, since the sums do.
+    total = functional.pad(padded.cumsum(-1, dtype=torch.float64), (1, 0))
+    return ((total[:, width:] - total[:, :-width]) / width).to(values.dtype)
 
 
 def _over_frequency(values: torch.Tensor, width: int) -> torch.Tensor:

@@ -37,14 +37,17 @@ class ResNetPyramid(nn.Module):
     frame / 2**(l+1)), sizes rounded up. Width 64 and three levels are the published choice (Wang et al. 2021).
     Where `heads` is given, each level ends in a 1 x 1 convolution to that many channels, so that a narrow student can
     be compared with a wide teacher; where `rows` of the image is given too, the convolution spans all rows of the level, for a
-    teacher whose levels have one row. Module names are torchvision's, so that its weights load.
+    teacher whose levels have one row. `stem` is the odd side of the first convolution. Module names are torchvision's, so that its
+    weights load into a stem of 7.
     """
 
     def __init__(self, inputs: int, width: int = 64, levels: int = 3, heads: tuple[int, ...] = (),
-                 keep: tuple[int, ...] = (), rows: int = 0) -> None:
+                 keep: tuple[int, ...] = (), rows: int = 0, stem: int = 7) -> None:
         super().__init__()
+        if stem % 2 == 0:
+            raise ValueError(f"the side of the first convolution is odd, not {stem}: an even one would shift the features")
         self.width, self.levels, self.keep = width, levels, list(keep)
-        self.conv1 = nn.Conv2d(len(keep) or inputs, width, 7, 2, 3, bias=False)
+        self.conv1 = nn.Conv2d(len(keep) or inputs, width, stem, 2, stem // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
         for level in range(levels):
@@ -130,12 +133,12 @@ def initialise(network: nn.Module, seed: int, *names: object) -> nn.Module:
 
 
 def make_student(inputs: int, width: int, teacher_channels: tuple[int, ...], keep: tuple[int, ...], seed: int,
-                 heads: bool = False, rows: int = 0) -> ResNetPyramid:
+                 heads: bool = False, rows: int = 0, stem: int = 7) -> ResNetPyramid:
     """A student with random weights: of the teacher's own widths (the paper), or with 1 x 1 heads where the widths differ
     or where `heads` asks for them (standardised features can be negative, rectified ones cannot). `rows`: see ResNetPyramid."""
     levels = len(teacher_channels)
     same = tuple(width * 2**level for level in range(levels)) == tuple(teacher_channels)
-    student = ResNetPyramid(inputs, width, levels, () if same and not heads else tuple(teacher_channels), keep, rows)
+    student = ResNetPyramid(inputs, width, levels, () if same and not heads else tuple(teacher_channels), keep, rows, stem)
     return initialise(student, seed, "student")
 
 

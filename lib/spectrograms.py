@@ -63,8 +63,9 @@ def frame_s(view: View, frames: int) -> np.ndarray:
 
 def _mel_hz(view: View, channel: Channel) -> np.ndarray:
     """Edges and centres of `bins` overlapping mel bands in Hz, (bins + 2,): HTK's scale, 2595 log10(1 + f / 700)."""
-    low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (channel.low_hz, channel.high_hz))
-    return 700 * (10 ** (np.linspace(low, high, view.bins + 2) / 2595) - 1)
+    from librosa import mel_frequencies
+
+    return mel_frequencies(view.bins + 2, fmin=channel.low_hz, fmax=channel.high_hz, htk=True)
 
 
 @functools.lru_cache(maxsize=4)

@@ -34,7 +34,7 @@ from lib.training import ClipReader, engine_of, steps_done, train_student, train
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-VERSION = 4
+VERSION = 5
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
 
 
@@ -185,8 +185,8 @@ class Study:
 
     def _key(self, *parts: object) -> str:
         settings = self.settings
-        # The steps of a teacher are part of its own key, so that those of one experiment do not touch the other's.
-        skipped = ("check_every", "teacher_steps", "teacher_steps_many")
+        # What belongs to one training alone is part of its own key: other steps of a student leave its teacher as it is.
+        skipped = ("check_every", "teacher_steps", "teacher_steps_many", "student_steps", "augment")
         training = {name: value for name, value in vars(settings.training).items() if name not in skipped}
         return digest_of([VERSION, settings.seed, dataclasses.asdict(settings.channel), dataclasses.asdict(settings.view),
                           training, settings.run.threads, settings.run.training_threads, *parts])
@@ -200,12 +200,13 @@ class Study:
 
     def _teacher_key(self, experiment: str) -> str:
         network = self.settings.network
-        return self._key("teacher", network.teacher, network.teacher_width, network.levels, network.standardise,
+        return self._key("teacher", network.teacher, network.teacher_width, network.levels, network.stem, network.standardise,
                          self.steps(experiment, student=False), *self._fitted_on(self._voices(experiment)))
 
     def _student_key(self, experiment: str) -> str:
-        return self._key("student", dataclasses.asdict(self.settings.network), self.origin._teacher_key(experiment),
-                         *self._fitted_on(experiment))
+        training = self.settings.training
+        return self._key("student", dataclasses.asdict(self.settings.network), training.student_steps, training.augment,
+                         self.origin._teacher_key(experiment), *self._fitted_on(experiment))
 
     def checkpoint(self, experiment: str, student: bool) -> Path:
         """Folder of the training of an experiment's student or teacher."""
@@ -319,8 +320,9 @@ class Study:
         train = self.part(experiment, "train")
         train = train.iloc[np.sort(seeds.stream(0, "baselines").permutation(len(train))[:300])]  # of all voices
         fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
-        key = digest_of([VERSION, self._key(self.origin._teacher_key(experiment)), train.sha256.tolist(), clips.sha256.tolist(),
-                         fakes.sha256.tolist(), dataclasses.asdict(self.settings.scoring), list(BASELINES)])
+        networks = self._key(self.origin._teacher_key(experiment), self.settings.training.student_steps)
+        key = digest_of([VERSION, networks, train.sha256.tolist(), clips.sha256.tolist(), fakes.sha256.tolist(),
+                         dataclasses.asdict(self.settings.scoring), list(BASELINES)])
         path = self.folder / "baselines" / f"{key}.parquet"
         if path.exists():
             return pd.read_parquet(path)

@@ -261,9 +261,9 @@ def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator, 
 class PerturbationTeacher(nn.Module):
     """A pyramid with one linear reader a level that names the perturbation at every place."""
 
-    def __init__(self, inputs: int, width: int, levels: int) -> None:
+    def __init__(self, inputs: int, width: int, levels: int, stem: int = 7) -> None:
         super().__init__()
-        self.pyramid = ResNetPyramid(inputs, width, levels)
+        self.pyramid = ResNetPyramid(inputs, width, levels, stem=stem)
         self.readers = nn.ModuleList(nn.Conv2d(count, len(KINDS), 1) for count in self.pyramid.channels)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -312,9 +312,9 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
     if network.teacher == "whisper":
         return finished(WhisperPyramid(settings.view, settings.channel)), pd.DataFrame()
     if network.teacher == "random":
-        teacher = initialise(ResNetPyramid(inputs, network.teacher_width, network.levels), seed, "teacher")
+        teacher = initialise(ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem), seed, "teacher")
         return finished(settle(teacher, speech)), pd.DataFrame()
-    teacher = initialise(PerturbationTeacher(inputs, network.teacher_width, network.levels), seed, "teacher")
+    teacher = initialise(PerturbationTeacher(inputs, network.teacher_width, network.levels, network.stem), seed, "teacher")
 
     rows = engine_of(settings).rows(training.batch)
 
@@ -373,4 +373,4 @@ def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
         return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
     keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
     return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise,
-                        settings.view.bins if network.teacher == "whisper" else 0)
+                        settings.view.bins if network.teacher == "whisper" else 0, network.stem)

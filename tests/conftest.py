@@ -44,7 +44,8 @@ def tiny_detector():
     settings = load_settings("smoke", options={"network.teacher_width": 4, "network.student_width": 4, "network.teacher": "random"})
     clips = [apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(32)]
     pictures = [image(torch.from_numpy(audio[:RATE])[None], settings.view, settings.channel) for audio, _ in clips[:4]]
-    teacher = settle(initialise(ResNetPyramid(channel_count(settings.view.channels), 4, 3), 0, "teacher"), pictures)
+    pyramid = ResNetPyramid(channel_count(settings.view.channels), 4, 3, stem=settings.network.stem)
+    teacher = settle(initialise(pyramid, 0, "teacher"), pictures)
     generator = torch.Generator().manual_seed(0)
     readers = [torch.randn(3, count, generator=generator) for count in teacher.channels]  # as if it had learnt to name three kinds
     teacher = Standardised(teacher, readers).measure(pictures)
