@@ -49,7 +49,9 @@ def local_mean(parts: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
     """Mean over a neighbourhood of odd size `rows` x `frames`, (channel, frequency, frame) -> the same; at the edges, over
     what there is of it."""
     rows, frames = (min(rows, 2 * parts.shape[-2] - 1) // 2) * 2 + 1, (min(frames, 2 * parts.shape[-1] - 1) // 2) * 2 + 1
-    return functional.avg_pool2d(parts[None], (rows, frames), 1, (rows // 2, frames // 2), count_include_pad=False)[0]
+    # One axis after the other: the same means for rows + frames operations a place instead of rows * frames.
+    over_rows = functional.avg_pool2d(parts[None], (rows, 1), 1, (rows // 2, 0), count_include_pad=False)
+    return functional.avg_pool2d(over_rows, (1, frames), 1, (0, frames // 2), count_include_pad=False)[0]
 
 
 def readings(parts: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:

@@ -73,8 +73,8 @@ class View:
 class Network:
     teacher: str = "perturbation"  # random, imagenet, whisper, or perturbation: trained here on bona fide speech
     teacher_speech: str = "own"  # what it is trained on: the experiment's own bona fide speech, or multi: the many voices in both
-    teacher_width: int = 16  # channels of the first residual stage; ResNet-18 has 64
-    student_width: int = 16  # the teacher's width is the paper's choice; smaller is an asymmetric student
+    teacher_width: int = 24  # channels of the first residual stage; ResNet-18 has 64
+    student_width: int = 24  # the teacher's width is the paper's choice; smaller is an asymmetric student
     student_channels: tuple[str, ...] = ("level",)  # image channels that the student sees; empty: all of the view's
     standardise: bool = True  # teacher features of mean 0 and deviation 1 on bona fide speech; off is the published form
     levels: int = 3  # residual stages in the pyramid
@@ -83,8 +83,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    teacher_steps: int = 4800  # steps of a perturbation teacher of one voice
-    teacher_steps_many: int = 7200  # and of one of many voices
+    teacher_steps: int = 2400  # steps of a perturbation teacher of one voice
+    teacher_steps_many: int = 4800  # and of one of many voices
     student_steps: int = 600  # optimiser steps of the student
     batch: int = 8
     window_s: float = 1.016  # seconds of each random crop

@@ -129,7 +129,8 @@ def test_a_newer_format_is_refused(copy):
 
 
 @pytest.mark.parametrize(("section", "name", "value"), [
-    ("network", "teacher_width", 129), ("network", "student_width", -1), ("network", "levels", 0), ("view", "bins", 10**9)])
+    ("network", "teacher_width", 129), ("network", "student_width", -1), ("network", "levels", 0), ("network", "stem", 17),
+    ("view", "bins", 10**9)])
 def test_sizes_out_of_bounds_are_refused_before_anything_is_built(copy, section, name, value):
     sheet_changed(copy, lambda sheet: sheet["settings"][section].update({name: value}))
     refused(copy, "out of bounds")
@@ -143,6 +144,16 @@ def test_settings_of_the_wrong_type_or_choice_are_refused(copy):
 def test_weights_that_do_not_fit_the_settings_are_refused(copy):
     sheet_changed(copy, lambda sheet: sheet["settings"]["network"].update(teacher_width=8))
     refused(copy, "do not fit")
+
+
+def test_a_stem_that_would_shift_the_features_is_refused(copy):
+    sheet_changed(copy, lambda sheet: sheet["settings"]["network"].update(stem=4))
+    refused(copy, "odd, not 4")
+
+
+def test_a_sheet_from_before_the_stem_was_an_option_means_seven(copy):
+    sheet_changed(copy, lambda sheet: sheet["settings"]["network"].pop("stem"))
+    assert checkpoints.read_detector(copy)[0].network.stem == 7
 
 
 def test_a_tensor_that_is_missing_is_refused(copy):

@@ -125,7 +125,7 @@ def test_the_plan_of_the_paper_preset_is_estimated_and_its_memory_bounded(tmp_pa
     study, paper, more = planned(load_settings("study")), planned(load_settings("paper")), planned(load_settings(
         "paper", 0, {"data.multi_train_per_speaker": "40000"}))
     assert all(stage.seconds and stage.source in ("measured", "stated", "estimated") for stage in paper.stages)
-    ratio = 28000 * 32 / (6600 * 8) * (64 / 16) ** 2  # steps, batch and width of the two presets
+    ratio = 28000 * 32 / (4200 * 8) * (64 / 24) ** 2  # steps, batch and width of the two presets
     times = [next(stage.seconds for stage in planned(load_settings(name)).stages if stage.name.startswith("20"))
              for name in ("study", "paper")]
     assert times[1] / times[0] == pytest.approx(ratio, rel=0.01) and paper.seconds > 86400 > study.seconds
