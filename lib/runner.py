@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import html
 from lib.paths import NOTEBOOKS, REFERENCE, REPORTS, ROOT, RUNS, digest_of, file_digest, write_json
 from lib.settings import Settings, SettingsError
 
@@ -146,6 +145,8 @@ def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, st
 
 def write_reports(settings: Settings) -> Path:
     """HTML of every executed notebook and the index; returns the path of the index."""
+    from lib import html  # a second and a half, which a kernel or worker that wants the provenance need not spend
+
     executed = [path for path in (REPORTS / "executed" / path.name for path in notebooks()) if path.exists()]
     facts = [html.notebook_facts(path) for path in executed]
     tables = sorted((REPORTS / "tables").glob("*.json"), key=lambda path: path.stat().st_mtime)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,13 +24,15 @@ from lib.audio import read_audio
 from lib.channel import apply_channel
 from lib.detector import PROFILE_SCORES, Detector, Typicality
 from lib.engine import end_with_parent
-from lib.exhibits import Exhibits
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
 from lib.runner import provenance
 from lib.settings import Channel, Scoring, Settings, load_settings
 from lib.spectrograms import image
 from lib.training import ClipReader, engine_of, steps_done, train_student, train_teacher
+
+if TYPE_CHECKING:
+    from lib.exhibits import Exhibits
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -147,6 +149,8 @@ class Study:
 
     @cached_property
     def exhibits(self) -> Exhibits:
+        from lib.exhibits import Exhibits  # matplotlib: a worker that trains draws nothing
+
         return Exhibits(REPORTS, self.notebook, provenance(self.settings, self.data_digest))
 
     def part(self, experiment: str, name: str) -> pd.DataFrame:
