@@ -401,18 +401,22 @@ def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
     two trainings on a thread each take about two thirds of the time that they take in turn on both.
     """
     wanted = list(wanted)
-    for student in (False, True):  # a teacher is there before the students that share it
-        jobs = {}
-        # The longest first, so that none is left to run alone at the end.
-        for study, experiment in sorted(wanted, key=lambda one, student=student: -one[0].steps(one[1], student)):
-            if study.untrained(experiment, student):
-                jobs.setdefault(study.checkpoint(experiment, student), (study.origin.settings, study.settings, experiment, student))
-        together = wanted[0][0].settings.run.threads // wanted[0][0].settings.run.training_threads
-        # A single student is trained when asked for; a single teacher now, or each of its students would train it for itself.
-        if len(jobs) < 1 + student or together < 2 or engine_of(wanted[0][0].settings).device.type != "cpu":
-            continue
-        say(f"{len(jobs)} {'students' if student else 'teachers'} are trained, {together} at a time")
-        with ProcessPoolExecutor(together, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+    first = wanted[0][0].settings
+    together = first.run.threads // first.run.training_threads
+    if together < 2 or engine_of(first).device.type != "cpu":
+        return
+    # One pool for both, since a worker that starts imports torch; it starts workers when there is work for them.
+    with ProcessPoolExecutor(together, multiprocessing.get_context("spawn"), end_with_parent) as pool:
+        for student in (False, True):  # a teacher is there before the students that share it
+            jobs = {}
+            # The longest first, so that none is left to run alone at the end.
+            for study, experiment in sorted(wanted, key=lambda one, student=student: -one[0].steps(one[1], student)):
+                if study.untrained(experiment, student):
+                    jobs.setdefault(study.checkpoint(experiment, student), (study.origin.settings, study.settings, experiment, student))
+            # A single student is trained when asked for; a single teacher now, or each of its students would train it for itself.
+            if len(jobs) < 1 + student:
+                continue
+            say(f"{len(jobs)} {'students' if student else 'teachers'} are trained, {together} at a time")
             for number, done in enumerate(as_completed([pool.submit(_train, *job) for job in jobs.values()])):
                 done.result()
                 say(f"{number + 1} of {len(jobs)} trained")
