@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from lib.channel import FRAME, apply_channel, pass_channel
-from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, band_means, readings, residual
+from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, band_means, moments, readings, residual
+from lib.engine import side_by_side
 from lib.paths import atomic, file_digest, write_json
 from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
 from lib.settings import RATE_HZ, Channel, Data, Network, Run, Scoring, Settings, Training, View
@@ -46,6 +47,16 @@ class Explanation:
     start_s: float  # where the map begins in the recording: leading pauses are trimmed
     hop_s: float
     row_hz: np.ndarray
+
+    @property
+    def cells(self) -> np.ndarray:
+        """The map's values where there is speech, (places,)."""
+        return self.map[:, self.active].ravel()
+
+
+def _colour_limits(cells: Sequence[np.ndarray]) -> tuple[float, float]:
+    low, high = np.quantile(np.concatenate(cells), (0.5, 0.999))
+    return float(low), float(high)
 
 
 class Typicality:
@@ -311,7 +322,7 @@ class Detector:
         if kind == "signed":
             return parts
         if kind == "read":
-            return [readings(*pair) for pair in zip(parts, self.scaling.reading)]
+            return [readings(*pair) for pair in zip(parts, self.teacher.readers)]
         return list(maps) or [self.scaling.apply(index, part, kind) for index, part in enumerate(parts)]
 
     def anomaly_of(self, statistics: dict[str, np.ndarray], scoring: Scoring | None = None,
@@ -330,42 +341,61 @@ class Detector:
         scoring = self.settings.scoring
         return (scoring.scaling,), (scoring.combine,) if scoring.pooling in POOLINGS else ()
 
-    def _stacked(self, clips: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-        rows = [self.statistics(audio, active, *self.wanted()) for audio, active in clips]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
     # --- fitting on bona fide speech ----------------------------------------------------------------------------------
 
     def fit_scaling(self, clips: Iterable[tuple[np.ndarray, np.ndarray]], ids: list[str]) -> None:
         """Fit discrepancy scaling and typicality on bona fide clips after the channel that the student was not fitted on.
 
-        They are passed over twice; a sequence that reads its clips when asked for keeps memory flat."""
+        They are passed over once, and again where the profile is one of scaled maps; a sequence that reads its clips when asked
+        for keeps memory flat."""
         clips = clips if isinstance(clips, Sequence) else list(clips)
-        readers = getattr(self.teacher, "readers", [])
-        wide = list(zip(*(self.extents(*size) for size in READ_EXTENTS)))
-        self.scaling = Scaling.fit((self.clip_residuals(audio, active)[1] for audio, active in clips),
-                                   self.extents(LOCAL_S, LOCAL_HZ), readers, wide if readers else [])
-        profiles = self._stacked(clips)[f"profile/{self.settings.scoring.scaling}"]
-        self.typicality = Typicality.fit(profiles)
+        kind, readers = self.settings.scoring.scaling, getattr(self.teacher, "readers", [])
+        extent = self.extents(LOCAL_S, LOCAL_HZ)
+        wide = list(zip(*(self.extents(*size) for size in READ_EXTENTS))) if readers else []
+        unscaled = kind in ("signed", "read")
+
+        def heard(index: int) -> tuple[list, np.ndarray | None]:
+            levels = self.clip_residuals(*clips[index])[1]
+            profiled = self.profiled([parts for parts, _ in levels], kind) if unscaled else []
+            return (moments(levels, extent, readers, wide),
+                    self.profile(profiled, [mask for _, mask in levels]).numpy() if unscaled else None)
+
+        def summed() -> Iterator[list]:  # the moments of a clip are larger than its profile, and are not kept
+            for found, profile in side_by_side(heard, range(len(clips))):
+                profiles.append(profile)
+                yield found
+
+        profiles: list[np.ndarray | None] = []
+        self.scaling = Scaling.from_moments(summed(), extent, readers, wide)
+        if not unscaled:
+            profiles = list(side_by_side(
+                lambda index: self.statistics(*clips[index], *self.wanted())[f"profile/{kind}"], range(len(clips))))
+        self.typicality = Typicality.fit(np.stack(profiles))
         self.fitted_on["scaling"] = list(ids)
 
     def fit_threshold(self, clips: Iterable[tuple[np.ndarray, np.ndarray]], ids: list[str]) -> None:
         """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds, and the colour
         scale of their maps."""
         clips = clips if isinstance(clips, Sequence) else list(clips)
-        self.scale = self.colour_limits(clips)
-        self.calibration = np.sort(self.anomaly_of(self._stacked(clips)))
+        step = -(-len(clips) // MOST_DRAWN)
+
+        def heard(index: int) -> tuple[float, np.ndarray | None]:
+            audio, active = clips[index]
+            picture, levels = self.clip_residuals(audio, active)
+            if index % step:
+                return self.score_residuals(levels), None
+            explanation = self.explanation(picture, levels, active)
+            return explanation.anomaly, explanation.cells
+
+        anomalies, cells = zip(*side_by_side(heard, range(len(clips))))
+        self.scale, self.calibration = _colour_limits(cells[::step]), np.sort(anomalies)
         self.fitted_on["threshold"] = list(ids)
 
     def colour_limits(self, clips: Sequence[tuple[np.ndarray, np.ndarray]], kind: str | None = None) -> tuple[float, float]:
         """Colour limits for all maps of `kind` (default: `map_kind`): median and 99.9 % quantile of the active places of the
         maps of bona fide clips, at most MOST_DRAWN of them."""
-        cells, step = [], -(-len(clips) // MOST_DRAWN)
-        for index in range(0, len(clips), step):
-            explanation = self.explain_prepared(*clips[index], kind=kind)
-            cells.append(explanation.map[:, explanation.active].ravel())
-        low, high = np.quantile(np.concatenate(cells), (0.5, 0.999))
-        return float(low), float(high)
+        drawn = range(0, len(clips), -(-len(clips) // MOST_DRAWN))
+        return _colour_limits(list(side_by_side(lambda index: self.explain_prepared(*clips[index], kind=kind).cells, drawn)))
 
     def fit(self, paths: Iterable[Path | str]) -> Detector:
         """Recalibrate scaling, typicality and threshold on your own real speech (files; a few minutes of it), in place.
@@ -451,10 +481,15 @@ class Detector:
                          kind: str | None = None) -> Explanation:
         """The same for a clip that went through the shared channel; `kind` (of lib.discrepancy.SCALINGS) draws another map than
         `map_kind`. Pauses say nothing: there the map has its lowest value of this clip."""
+        picture, levels = self.clip_residuals(audio, active)
+        return self.explanation(picture, levels, active, start_s, kind)
+
+    def explanation(self, picture: torch.Tensor, levels: list[tuple[torch.Tensor, torch.Tensor]], active: np.ndarray,
+                    start_s: float = 0.0, kind: str | None = None) -> Explanation:
+        """The same from what `clip_residuals` gave."""
         from lib.spectrograms import row_hz
 
         kind = kind or self.map_kind
-        picture, levels = self.clip_residuals(audio, active)
         maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
         shape = tuple(picture.shape[-2:])
         grown = [self.combined([level], shape, "sum").numpy() for level in maps]

@@ -65,6 +65,21 @@ def _readings(parts: torch.Tensor, reader: torch.Tensor, extents: list[tuple[int
     return torch.stack([local_mean(read, *extent) for extent in extents])
 
 
+def moments(clip: list[tuple[torch.Tensor, torch.Tensor]], extent: list[tuple[int, int]], reading: list[torch.Tensor] = (),
+            wide: list[list[tuple[int, int]]] = ()) -> list[list[torch.Tensor | float]]:
+    """What `Scaling` is fitted from, of one clip (see Scaling.fit): for each level the number of active frames, and over them sums
+    and sums of squares of the elements, of the discrepancy, and of the local means of residual and readings."""
+    found = []
+    for index, (parts, active) in enumerate(clip):
+        near = local_mean(parts, *extent[index])[..., active].double()
+        heard = _readings(parts, reading[index], wide[index])[..., active].double() if len(reading) else near[:0]
+        parts = 0.5 * parts[..., active].double() ** 2
+        whole = parts.sum(0)
+        found.append([parts.shape[-1], parts.sum(-1), (parts**2).sum(-1), whole.sum(-1), (whole**2).sum(-1),
+                      near.sum(-1), (near**2).sum(-1), heard.sum(-1), (heard**2).sum(-1)])
+    return found
+
+
 class Scaling:
     """Discrepancy scaling: the discrepancy standardised by its mean and deviation on held-out bona fide speech.
 
@@ -102,15 +117,15 @@ class Scaling:
         """Fit on bona fide clips, each a list over levels of (residual (channel, frequency, frame), active (frame,) bool);
         `extent` gives the neighbourhood (rows, frames) of each level, `reading` the teacher's readers (kind, channel) of each
         level and `wide` their neighbourhoods. Raises ValueError where nothing is active."""
+        return cls.from_moments((moments(clip, extent, reading, wide) for clip in clips), extent, reading, wide)
+
+    @classmethod
+    def from_moments(cls, clips: Iterable[list[list[torch.Tensor | float]]], extent: list[tuple[int, int]],
+                     reading: list[torch.Tensor] = (), wide: list[list[tuple[int, int]]] = ()) -> Scaling:
+        """The same from the `moments` of every clip."""
         sums: list[list[torch.Tensor | float]] = []
         for clip in clips:
-            for index, (parts, active) in enumerate(clip):
-                near = local_mean(parts, *extent[index])[..., active].double()
-                heard = _readings(parts, reading[index], wide[index])[..., active].double() if len(reading) else near[:0]
-                parts = 0.5 * parts[..., active].double() ** 2
-                whole = parts.sum(0)
-                news = [parts.shape[-1], parts.sum(-1), (parts**2).sum(-1), whole.sum(-1), (whole**2).sum(-1),
-                        near.sum(-1), (near**2).sum(-1), heard.sum(-1), (heard**2).sum(-1)]
+            for index, news in enumerate(clip):
                 if index == len(sums):
                     sums.append(news)
                 else:

@@ -12,14 +12,19 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for one another: the first one prepares a whole corpus or fits a detector meanwhile."""
+
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class EngineError(RuntimeError):
@@ -150,6 +155,18 @@ def end_with_parent() -> None:
 
     if parent := multiprocessing.parent_process():
         threading.Thread(target=watch, args=(parent,), daemon=True).start()
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+    """`work` of every item in order: as many items side by side as torch has threads (or `threads`), on one thread each, which is
+    faster than one item on all threads and gives the same bits whatever their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads or before, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, items)
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_named(name: str) -> torch.device:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +23,7 @@ from lib import metrics, seeds
 from lib.audio import read_audio
 from lib.channel import apply_channel
 from lib.detector import PROFILE_SCORES, Detector, Typicality
-from lib.engine import end_with_parent
+from lib.engine import end_with_parent, side_by_side
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
 from lib.runner import provenance
@@ -175,15 +175,8 @@ class Study:
         return PreparedClips([DATA / path for path in clips.path], self.settings.channel)
 
     def side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`work` of every item in order: items side by side on one thread each, which is faster than one item on all threads
-        and gives the same bits whatever their number."""
-        threads = self.settings.run.threads
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(work, items)
-        finally:
-            torch.set_num_threads(threads)
+        """`work` of every item in order, on this study's threads (lib.engine.side_by_side)."""
+        return side_by_side(work, items, self.settings.run.threads)
 
     # --- networks --------------------------------------------------------------------------------------------------------
 
