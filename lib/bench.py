@@ -326,10 +326,12 @@ def scored(*arguments: str) -> None:
 TINY = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4}
 
 
-def _tiny(settings: Settings) -> Detector:
-    """A detector with random networks of width 4: everything around the networks costs what it costs in the study."""
-    inputs = channel_count(settings.view.channels)
-    teacher = Standardised(freeze(initialise(ResNetPyramid(inputs, 4, 3, stem=settings.network.stem), 0, "teacher")))
+def _untrained(settings: Settings) -> Detector:
+    """A detector with random networks of the settings' size. With TINY's, of width 4, everything around the networks costs what
+    it costs in the study."""
+    network, inputs = settings.network, channel_count(settings.view.channels)
+    pyramid = ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem)
+    teacher = Standardised(freeze(initialise(pyramid, 0, "teacher")))
     return Detector(settings, teacher, freeze(new_student(teacher, settings)))
 
 
@@ -345,10 +347,10 @@ def read_crops(hours: str) -> None:
 
 
 def fit_statistics(hours: str) -> None:
-    """Scaling, typicality and threshold of a tiny detector on all clips: three passes over the audio."""
+    """Scaling, typicality and threshold of a tiny detector on all clips: two passes over the audio."""
     settings = load_settings("study", 0, TINY)
     clips = PreparedClips(_repeated(3600 * float(hours)), settings.channel)
-    detector = _tiny(settings)
+    detector = _untrained(settings)
     detector.fit_scaling(clips, [])
     detector.fit_threshold(clips, [])
 
@@ -370,7 +372,7 @@ def memory(quick: bool = False) -> pd.DataFrame:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings("study", 0, TINY)
-        detector, clips = _tiny(settings), PreparedClips(real_clips()[:40], settings.channel)
+        detector, clips = _untrained(settings), PreparedClips(real_clips()[:40], settings.channel)
         detector.fit_scaling(clips, [])
         detector.fit_threshold(clips, [])
         detector.save(folder)
@@ -392,10 +394,7 @@ def width() -> pd.DataFrame:
     audio = np.random.default_rng(0).standard_normal(5 * RATE_HZ).astype(np.float32)
     makers, weights = {}, {}
     for size in (8, 16, 24, 32, 64):
-        settings = load_settings("study", 0, {"network.teacher_width": size, "network.student_width": size})
-        pyramid = ResNetPyramid(channel_count(settings.view.channels), size, 3, stem=settings.network.stem)
-        teacher = Standardised(freeze(initialise(pyramid, 0, "teacher")))
-        detector = Detector(settings, teacher, freeze(new_student(teacher, settings)))
+        detector = _untrained(load_settings("study", 0, {"network.teacher_width": size, "network.student_width": size}))
         weights[size] = sum(parameter.numel() for network in (detector.teacher, detector.student) for parameter in network.parameters())
         makers[str(size)] = lambda detector=detector: detector.clip_residuals(audio, np.ones(250, bool))
     found = interleaved(makers, rounds=7)

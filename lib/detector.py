@@ -54,6 +54,11 @@ class Explanation:
         return self.map[:, self.active].ravel()
 
 
+def _drawn(count: int) -> range:
+    """Which of `count` bona fide clips give the colour scale: evenly spread, at most MOST_DRAWN."""
+    return range(0, count, -(-count // MOST_DRAWN))
+
+
 def _colour_limits(cells: Sequence[np.ndarray]) -> tuple[float, float]:
     low, high = np.quantile(np.concatenate(cells), (0.5, 0.999))
     return float(low), float(high)
@@ -377,25 +382,25 @@ class Detector:
         """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds, and the colour
         scale of their maps."""
         clips = clips if isinstance(clips, Sequence) else list(clips)
-        step = -(-len(clips) // MOST_DRAWN)
+        drawn = _drawn(len(clips))
 
         def heard(index: int) -> tuple[float, np.ndarray | None]:
             audio, active = clips[index]
             picture, levels = self.clip_residuals(audio, active)
-            if index % step:
+            if index not in drawn:
                 return self.score_residuals(levels), None
             explanation = self.explanation(picture, levels, active)
             return explanation.anomaly, explanation.cells
 
         anomalies, cells = zip(*side_by_side(heard, range(len(clips))))
-        self.scale, self.calibration = _colour_limits(cells[::step]), np.sort(anomalies)
+        self.scale, self.calibration = _colour_limits([cells[index] for index in drawn]), np.sort(anomalies)
         self.fitted_on["threshold"] = list(ids)
 
     def colour_limits(self, clips: Sequence[tuple[np.ndarray, np.ndarray]], kind: str | None = None) -> tuple[float, float]:
         """Colour limits for all maps of `kind` (default: `map_kind`): median and 99.9 % quantile of the active places of the
         maps of bona fide clips, at most MOST_DRAWN of them."""
-        drawn = range(0, len(clips), -(-len(clips) // MOST_DRAWN))
-        return _colour_limits(list(side_by_side(lambda index: self.explain_prepared(*clips[index], kind=kind).cells, drawn)))
+        cells = side_by_side(lambda index: self.explain_prepared(*clips[index], kind=kind).cells, _drawn(len(clips)))
+        return _colour_limits(list(cells))
 
     def fit(self, paths: Iterable[Path | str]) -> Detector:
         """Recalibrate scaling, typicality and threshold on your own real speech (files; a few minutes of it), in place.

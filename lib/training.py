@@ -8,6 +8,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -140,11 +141,11 @@ def fit(network: nn.Module, draw: Draw, loss: Callable[[np.ndarray, np.random.Ge
     Raises CheckpointError where the folder holds a checkpoint of another `key`, FloatingPointError on a NaN loss.
     """
     engine, folder = engine_of(settings), Path(folder)
-    if not engine.main:
-        return _fitted(engine, network, draw, loss, validation, settings, steps, folder, key, say)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):  # a second run of the same training waits, and finds it done
-        clear_stale(folder)
+    with ExitStack() as held:
+        if engine.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock"))  # a second run of the same training waits, and finds it done
+            clear_stale(folder)
         return _fitted(engine, network, draw, loss, validation, settings, steps, folder, key, say)
 
 
