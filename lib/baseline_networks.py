@@ -21,6 +21,7 @@ from lib.baselines import BANDS, CHANNEL, HOP, Baseline, Clip, activity_at, log_
 from lib.channel import FRAME
 from lib.detector import PROFILE_SCORES, Typicality
 from lib.discrepancy import band_means
+from lib.engine import side_by_side
 from lib.settings import RATE_HZ, Channel, Scoring
 
 Features = Callable[[np.ndarray], list[torch.Tensor]]
@@ -163,8 +164,7 @@ class TeacherMahalanobis(TeacherBaseline):
 
     def _fit(self, clips: list[Clip], seed: int) -> None:
         rng, share, samples = seeds.stream(seed, "teacher_mahalanobis"), -(-self.frames // len(clips)), []
-        for clip in clips:
-            pyramid = self._pyramid(*clip)
+        for pyramid in side_by_side(lambda clip: self._pyramid(*clip), clips):
             if not samples:
                 self.channels = [np.sort(rng.permutation(len(level))[: self.dimensions]) for level in pyramid]
             samples.append([level[channels][..., rng.permutation(level.shape[2])[:share]]
@@ -214,7 +214,8 @@ class TeacherKnn(TeacherBaseline):
 
     def _fit(self, clips: list[Clip], seed: int) -> None:
         rng, share = seeds.stream(seed, "teacher_knn"), -(-self.pool // len(clips))
-        pool = torch.cat([found[rng.permutation(len(found))[:share]] for found in map(self._patches, *zip(*clips))])
+        pool = torch.cat([found[rng.permutation(len(found))[:share]]
+                          for found in side_by_side(lambda clip: self._patches(*clip), clips)])
         self.deviation = pool.std(dim=0, correction=0).clamp(min=1e-6)
         projection = torch.from_numpy(rng.standard_normal((pool.shape[1], 32)) / 32**0.5).float()
         pool /= self.deviation
@@ -239,7 +240,7 @@ class TeacherReadings(TeacherBaseline):
         return band_means(self._pyramid(audio, active), self.bands).numpy()
 
     def _fit(self, clips: list[Clip], seed: int) -> None:
-        self.model = Typicality.fit(np.stack([self._profile(*clip) for clip in clips]))
+        self.model = Typicality.fit(np.stack(list(side_by_side(lambda clip: self._profile(*clip), clips))))
 
     def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> float:
         return float(self.model.score(self.pooling, self._profile(audio, active)[None])[0])

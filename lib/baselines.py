@@ -26,6 +26,7 @@ from torchaudio.functional import compute_deltas
 
 from lib import metrics, seeds
 from lib.channel import FRAME
+from lib.engine import side_by_side
 from lib.settings import RATE_HZ, Channel
 from lib.traits import traits
 
@@ -57,7 +58,7 @@ def checked_clips(clips: Sequence[Clip], name: str = "clips") -> list[Clip]:
 
 
 class Baseline:
-    """A detector with `fit` and `anomaly`; equal seeds and threads give equal bits."""
+    """A detector with `fit` and `anomaly`; equal seeds and threads give equal bits. Clips are scored side by side, a thread each."""
 
     fitted = False
 
@@ -74,8 +75,12 @@ class Baseline:
         """(clips,) float64, up = fake. ValueError before `fit` and for clips that `checked_clips` refuses."""
         if not self.fitted:
             raise ValueError(f"expected a fitted {type(self).__name__}, found a new one. Call fit(clips) first.")
-        with torch.no_grad():
-            return np.array([float(self._anomaly(*clip)) for clip in checked_clips(clips)])
+
+        @torch.no_grad()  # holds for the thread that calls
+        def scored(clip: Clip) -> float:
+            return float(self._anomaly(*clip))
+
+        return np.array(list(side_by_side(scored, checked_clips(clips))))
 
 
 def trivial_numbers(audio: np.ndarray, active: np.ndarray, rate_hz: int = RATE_HZ) -> dict[str, float]:

@@ -7,18 +7,39 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
-import scipy.signal
+import torch
+from torch.nn import functional
 
 from lib.settings import RATE_HZ, Channel
 
 FRAME = 320  # samples of an activity frame: 20 ms
 
 
+# Filters and the limiter are a few lines on torch, which every user of this module has loaded: scipy.signal takes as long to
+# import as the whole channel takes for a minute of speech.
+
+
 @functools.lru_cache(maxsize=8)
 def band_filter(low_hz: float, high_hz: float, taps: int = 513) -> np.ndarray:
-    """Linear-phase band-pass filter, (taps,): edges about 100 Hz wide at 16 kHz, stop band below -70 dB."""
-    return scipy.signal.firwin(taps, [low_hz, high_hz], pass_zero=False, fs=RATE_HZ, window=("kaiser", 7.0))
+    """Linear-phase band-pass filter, (taps,): edges about 100 Hz wide at 16 kHz, stop band below -70 dB. A windowed sinc with a
+    Kaiser window, of gain 1 in the middle of the band."""
+    place, (low, high) = np.arange(taps) - (taps - 1) / 2, (2 * hertz / RATE_HZ for hertz in (low_hz, high_hz))
+    ideal = (high * np.sinc(high * place) - low * np.sinc(low * place)) * np.kaiser(taps, 7.0)
+    return ideal / np.sum(ideal * np.cos(np.pi * place * (low + high) / 2))
+
+
+def convolved(audio: np.ndarray, taps: np.ndarray, start: int = 0) -> np.ndarray:
+    """As many samples as `audio` (samples,) of its convolution with `taps` (taps,), from sample `start` of that on; by overlapping
+    blocks (overlap-save), in the precision of `audio`."""
+    size = 2 ** max(12, int(np.ceil(np.log2(4 * len(taps)))))
+    step, lead = size - len(taps) + 1, len(taps) - 1 - start
+    count = -(-len(audio) // step)
+    padded = np.zeros(size + (count - 1) * step, audio.dtype)
+    padded[lead : lead + len(audio)] = audio[: len(padded) - lead]
+    response = torch.fft.rfft(torch.from_numpy(taps.astype(audio.dtype)), size)
+    done = [torch.fft.irfft(torch.fft.rfft(blocks) * response, size)[:, len(taps) - 1 :]
+            for blocks in torch.from_numpy(padded).unfold(0, size, step).split(256)]
+    return torch.cat(done).reshape(-1)[: len(audio)].numpy()
 
 
 @functools.lru_cache(maxsize=8)
@@ -34,7 +55,15 @@ def dispersion_filter(spread_s: float) -> np.ndarray:
 
 def dispersed(audio: np.ndarray, spread_s: float) -> np.ndarray:
     """`audio` (samples,) through the all-pass filter, same length, delayed by up to `spread_s`."""
-    return scipy.signal.oaconvolve(audio, dispersion_filter(spread_s).astype(audio.dtype))[: len(audio)] if spread_s else audio
+    return convolved(audio, dispersion_filter(spread_s)) if spread_s else audio
+
+
+def running_maximum(values: np.ndarray, half: int) -> np.ndarray:
+    """The largest of `values` (samples,), none of them negative, within `half` (at least 1) samples to either side; the same shape."""
+    found, reach, width = functional.pad(torch.from_numpy(values), (half, half)), 1, 2 * half + 1
+    while 2 * reach <= width:  # the maximum over twice as many samples, of two maxima
+        found, reach = torch.maximum(found[:-reach], found[reach:]), 2 * reach
+    return torch.maximum(found[: len(values)], found[width - reach :][: len(values)]).numpy()
 
 
 def limited(audio: np.ndarray, active: np.ndarray, crest_db: float) -> np.ndarray:
@@ -43,13 +72,15 @@ def limited(audio: np.ndarray, active: np.ndarray, crest_db: float) -> np.ndarra
     Recordings whose peaks a studio limited are told from any copy of them by their peaks alone; after this, all are
     limited, and harder than the studio did. Three passes, since limiting lowers the level that it refers to.
     """
-    window = np.hanning(67)[1:-1].astype(audio.dtype)
+    window = np.hanning(67)[1:-1]
+    half = len(window) // 2
     for _ in range(3):
         mask = np.repeat(active, FRAME)[: len(audio)]
         level = np.sqrt(np.mean(audio[mask] ** 2)) if mask.any() else 0.0
-        peaks = scipy.ndimage.maximum_filter1d(np.abs(audio), len(window))
+        peaks = running_maximum(np.abs(audio), half)
         wanted = np.minimum(1.0, level * 10 ** (crest_db / 20) / np.maximum(peaks, 1e-9))
-        audio = audio * np.convolve(np.pad(wanted, len(window) // 2, mode="edge"), window / window.sum(), mode="valid")
+        smooth = convolved(np.pad(wanted, half, mode="edge"), window / window.sum(), half)[half:-half]
+        audio = audio * smooth
     return audio
 
 
@@ -123,7 +154,8 @@ def _band_limited(audio: np.ndarray, settings: Channel) -> tuple[np.ndarray, flo
     centred = np.asarray(audio, dtype=np.float64) - np.mean(audio, dtype=np.float64)
     peak = float(np.abs(centred).max())
     levelled = (centred / max(peak, 1e-12)).astype(np.float32)
-    return scipy.signal.oaconvolve(levelled, band_filter(settings.low_hz, settings.high_hz).astype(np.float32), mode="same"), peak
+    taps = band_filter(settings.low_hz, settings.high_hz)
+    return convolved(levelled, taps, len(taps) // 2), peak
 
 
 def _trimmed(filtered: np.ndarray, settings: Channel) -> tuple[int, int]:

@@ -48,10 +48,13 @@ def matching_loss(teacher: list[torch.Tensor], student: list[torch.Tensor]) -> t
 def local_mean(parts: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
     """Mean over a neighbourhood of odd size `rows` x `frames`, (channel, frequency, frame) -> the same; at the edges, over
     what there is of it."""
-    rows, frames = (min(rows, 2 * parts.shape[-2] - 1) // 2) * 2 + 1, (min(frames, 2 * parts.shape[-1] - 1) // 2) * 2 + 1
-    # One axis after the other: the same means for rows + frames operations a place instead of rows * frames.
-    over_rows = functional.avg_pool2d(parts[None], (rows, 1), 1, (rows // 2, 0), count_include_pad=False)
-    return functional.avg_pool2d(over_rows, (1, frames), 1, (0, frames // 2), count_include_pad=False)[0]
+    row, frame, half = torch.arange(parts.shape[-2]), torch.arange(parts.shape[-1]), frames // 2
+    near = ((row[:, None] - row).abs() <= rows // 2).to(parts.dtype)
+    # Few rows: a product of matrices. Many frames: differences of running sums, in double precision since the sums grow.
+    total = ((near / near.sum(1, keepdim=True)) @ parts).cumsum(-1, dtype=torch.float64)
+    total = torch.cat([functional.pad(total, (half + 1, 0)), total[..., -1:].expand(*total.shape[:-1], half)], -1)
+    count = (frame + half + 1).clamp_max(len(frame)) - (frame - half).clamp_min(0)
+    return ((total[..., 2 * half + 1 :] - total[..., : len(frame)]) / count).to(parts.dtype)
 
 
 def readings(parts: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:

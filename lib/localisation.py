@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from lib import metrics, seeds
 from lib.channel import apply_channel, speech_bounds
+from lib.engine import side_by_side
 from lib.settings import RATE_HZ, Settings
 from lib.spectrograms import frame_s, hop_samples, row_hz
 
@@ -178,9 +179,9 @@ def evaluate_maps(edits: list[Edit], bonafide: list[tuple[np.ndarray, np.ndarray
     """
     rows, frames = [], []
     for name, maker in makers.items():
-        real = [maker(audio, active) for audio, active in bonafide]
+        real = list(side_by_side(lambda clip, maker=maker: maker(*clip), bonafide))
         threshold = float(np.quantile(np.concatenate([coarse(values).ravel() for values in real]), 0.95))
-        maps = [maker(edit.audio, edit.active) for edit in edits]
+        maps = list(side_by_side(lambda edit, maker=maker: maker(edit.audio, edit.active), edits))
         keys = sorted({(edit.generator, edit.kind) for edit in edits}, key=lambda key: (KINDS.index(key[1]), key[0]))
         for generator, kind in keys:
             index = [i for i, edit in enumerate(edits) if (edit.generator, edit.kind) == (generator, kind)]

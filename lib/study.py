@@ -22,7 +22,7 @@ from torch import nn
 from lib import metrics, seeds
 from lib.audio import read_audio
 from lib.channel import apply_channel
-from lib.detector import PROFILE_SCORES, Detector, Typicality
+from lib.detector import PROFILE_SCORES, Detector, Typicality, folded
 from lib.engine import end_with_parent, side_by_side
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
 from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-VERSION = 5
+VERSION = 6
 """Raised when code changes what a cached result means; the rest of a cache key is data and settings."""
 
 
@@ -326,9 +326,9 @@ class Study:
         # Baselines pass over their clips many times: at most a few hundred training clips are held, and the test clips.
         fitting, scored, spoof = list(self.prepared(train)), list(self.prepared(clips)), list(self.prepared(fakes))
         view, channel = self.settings.view, self.settings.channel
-        teacher = self.teacher(experiment)[0]
-        readers = getattr(teacher, "readers", [])
-        features = lambda audio: teacher(image(torch.from_numpy(audio)[None], view, channel))  # noqa: E731
+        readers, teacher = getattr(self.teacher(experiment)[0], "readers", []), folded(self.teacher(experiment)[0])
+        features = lambda audio: teacher(  # noqa: E731
+            image(torch.from_numpy(audio)[None], view, channel).contiguous(memory_format=torch.channels_last))
         readings = lambda audio: [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, features(audio))]  # noqa: E731
         tables = []
         for entry in BASELINES.values():

@@ -1,7 +1,21 @@
 import numpy as np
 import pytest
+import scipy.ndimage
+import scipy.signal
 
-from lib.channel import FRAME, active_frames, apply_channel, dispersed, dispersion_filter, limited, pass_channel, speech_bounds
+from lib.channel import (
+    FRAME,
+    active_frames,
+    apply_channel,
+    band_filter,
+    convolved,
+    dispersed,
+    dispersion_filter,
+    limited,
+    pass_channel,
+    running_maximum,
+    speech_bounds,
+)
 from lib.settings import RATE_HZ, Channel
 
 CHANNEL = Channel()
@@ -102,3 +116,26 @@ def test_channel_brings_crest_factors_together():
     before = crest(natural) - crest(studio)
     one, two = (crest(apply_channel(audio, CHANNEL, noise=False)[0]) for audio in (natural, studio))
     assert before > 3 and abs(one - two) < 0.4 * before
+
+
+def test_band_filter_is_the_windowed_sinc_of_scipy():
+    known = scipy.signal.firwin(513, [60, 6000], pass_zero=False, fs=16000, window=("kaiser", 7.0))
+    assert np.allclose(band_filter(60, 6000), known, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("samples", [1, 64, 65, 513, 3584, 3585, 70_000])
+@pytest.mark.parametrize("taps", [65, 513, 2048])
+def test_convolution_by_blocks_is_the_convolution(samples, taps):
+    random = np.random.default_rng(samples)
+    audio, weights = random.standard_normal(samples), random.standard_normal(taps)
+    whole = np.concatenate([scipy.signal.fftconvolve(audio, weights), np.zeros(samples)])
+    for start in (0, taps // 2, taps - 1):
+        assert np.allclose(convolved(audio, weights, start), whole[start : start + samples], rtol=0, atol=1e-9)
+    assert convolved(audio.astype(np.float32), weights).dtype == np.float32
+
+
+@pytest.mark.parametrize("half", [1, 2, 3, 32, 33])
+@pytest.mark.parametrize("samples", [1, 5, 64, 65, 1000])
+def test_running_maximum_is_that_of_scipy(samples, half):
+    values = np.abs(np.random.default_rng(half).standard_normal(samples))
+    assert (running_maximum(values, half) == scipy.ndimage.maximum_filter1d(values, 2 * half + 1)).all()
