@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -398,21 +398,31 @@ def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
     together = first.run.threads // first.run.training_threads
     if together < 2 or engine_of(first).device.type != "cpu":
         return
-    # One pool for both, since a worker that starts imports torch; it starts workers when there is work for them.
+    teachers: dict[Path, tuple] = {}
+    students: dict[Path, dict[Path, tuple]] = {}  # by the training of their teacher
+    # The longest first, so that none is left to run alone at the end.
+    for study, experiment in sorted(wanted, key=lambda one: -one[0].steps(one[1], student=False)):
+        teacher, student = (study.checkpoint(experiment, kind) for kind in (False, True))
+        job = study.origin.settings, study.settings, experiment
+        if study.origin.untrained(experiment, student=False):
+            teachers.setdefault(teacher, (*job, False))
+        if study.untrained(experiment, student=True):
+            students.setdefault(teacher, {}).setdefault(student, (*job, True))
+    ready = [job for teacher in list(students) if teacher not in teachers for job in students.pop(teacher).values()]
+    # A single student is trained when asked for; a single teacher now, or each of its students would train it for itself.
+    if not teachers and len(ready) < 2:
+        return
+    count = len(teachers) + len(ready) + sum(map(len, students.values()))
+    say(f"{count} networks are trained, {together} at a time")
     with ProcessPoolExecutor(together, multiprocessing.get_context("spawn"), end_with_parent) as pool:
-        for student in (False, True):  # a teacher is there before the students that share it
-            jobs = {}
-            # The longest first, so that none is left to run alone at the end.
-            for study, experiment in sorted(wanted, key=lambda one, student=student: -one[0].steps(one[1], student)):
-                if study.untrained(experiment, student):
-                    jobs.setdefault(study.checkpoint(experiment, student), (study.origin.settings, study.settings, experiment, student))
-            # A single student is trained when asked for; a single teacher now, or each of its students would train it for itself.
-            if len(jobs) < 1 + student:
-                continue
-            say(f"{len(jobs)} {'students' if student else 'teachers'} are trained, {together} at a time")
-            for number, done in enumerate(as_completed([pool.submit(_train, *job) for job in jobs.values()])):
-                done.result()
-                say(f"{number + 1} of {len(jobs)} trained")
+        running = {pool.submit(_train, *job): teacher for teacher, job in teachers.items()}
+        running |= {pool.submit(_train, *job): None for job in ready}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                freed = students.pop(running.pop(future), {})  # a teacher is there before the students that share it
+                running |= {pool.submit(_train, *job): None for job in freed.values()}
+                say(f"{count - len(running) - sum(map(len, students.values()))} of {count} trained")
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------------
