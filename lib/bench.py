@@ -419,3 +419,36 @@ def run(quick: bool = False, only: tuple[str, ...] = ()) -> Iterator[pd.DataFram
     for name, part in PARTS.items():
         if not only or name in only:
             yield part(quick)
+
+
+def draw_cost(table: pd.DataFrame, target: Path | str) -> None:
+    """Draw how cost grows into `target` (.png or .svg): peak memory and time against hours of audio (part `memory`), milliseconds of
+    a clip of 5 s against the networks' width (part `width`). Raises ValueError where one of these parts is not in `table`."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    from lib.exhibits import style
+    from lib.paths import atomic
+
+    if lacking := sorted({"memory", "width"} - set(table.what)):
+        raise ValueError(f"the figure shows the parts memory and width; {' and '.join(lacking)} did not run")
+    style()
+    grown, sizes = table[table.what == "memory"], table[table.what == "width"]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    for axis, column, label in ((axes[0], "peak MB", "peak memory (MB)"), (axes[1], "seconds", "time (s)")):
+        sns.lineplot(grown, x="hours", y=column, hue="variant", style="variant", markers=True, dashes=False, ax=axis,
+                     legend=axis is axes[0])
+        axis.set(xscale="log", xlabel="hours of audio", ylabel=label, xticks=sorted(grown.hours.unique()))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+    axes[0].set_ylim(0, 1.6 * grown["peak MB"].max())
+    axes[0].legend(title="", loc="upper left")
+    axes[1].set_yscale("log")
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter("{x:g}")
+    widths = sizes.variant.str.removeprefix("width ").astype(int)
+    axes[2].plot(widths, sizes["ms each"], marker="o")
+    axes[2].set(xlabel="width of teacher and student (channels)", ylabel="time of a clip of 5 s (ms, one thread)", ylim=(0, None))
+    with atomic(target) as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)

@@ -82,6 +82,7 @@ def parser() -> Parser:
                      help=f"one of {', '.join(BENCH)}; may be repeated")
     one.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
     one.add_argument("--csv", metavar="FILE", help="write the table")
+    one.add_argument("--figure", metavar="FILE", help="draw how cost grows, from the parts memory and width (.png or .svg)")
     return root
 
 

@@ -282,8 +282,10 @@ def data(given: argparse.Namespace) -> int:
 def bench(given: argparse.Namespace) -> int:
     import pandas as pd
 
-    from lib.bench import run
+    from lib.bench import draw_cost, run
 
+    if given.figure and given.only and not {"memory", "width"} <= set(given.only):
+        raise ValueError("--figure draws the parts memory and width: add --only memory --only width, or leave --only out")
     tables = []
     for table in run(given.quick, tuple(given.only)):
         tables.append(table)
@@ -293,4 +295,6 @@ def bench(given: argparse.Namespace) -> int:
 
         with atomic(given.csv) as temporary:
             pd.concat(tables, ignore_index=True).to_csv(temporary, index=False)
+    if given.figure:
+        draw_cost(pd.concat(tables, ignore_index=True), given.figure)
     return 0

@@ -144,27 +144,38 @@ def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, st
 
 
 def write_reports(settings: Settings) -> Path:
-    """HTML of every executed notebook and the index; returns the path of the index."""
-    from lib import html  # a second and a half, which a kernel or worker that wants the provenance need not spend
+    """HTML of every executed notebook and the index; returns the path of the index.
 
+    Pages are left as they are where nothing that they show has changed and nobody has touched them.
+    """
     executed = [path for path in (REPORTS / "executed" / path.name for path in notebooks()) if path.exists()]
-    facts = [html.notebook_facts(path) for path in executed]
     tables = sorted((REPORTS / "tables").glob("*.json"), key=lambda path: path.stat().st_mtime)
     data = json.loads(tables[-1].read_text())["provenance"]["data"] if tables else "none yet"
-    trail, entries = provenance(settings, data), []
-    around = [None, *((f"{path.stem}.html", fact["title"]) for path, fact in zip(executed, facts)), None]
-    for number, (path, fact) in enumerate(zip(executed, facts)):
-        page = REPORTS / "html" / f"{path.stem}.html"
+    trail, times = provenance(settings, data), stage_times(settings).to_html(index=False, border=0)
+    headline, figure = REPORTS / "tables" / "50_headline.csv", REPORTS / "figures" / "50_headline.png"
+    shown = [*executed, *(path for path in (headline, figure, figure.with_suffix(".txt")) if path.exists())]
+    templates = sorted(path for path in (Path(__file__).parent / "templates").rglob("*") if path.is_file())
+    index, pages = REPORTS / "index.html", [REPORTS / "html" / f"{path.stem}.html" for path in executed]
+    key = digest_of([[(path.name, file_digest(path)) for path in shown], code_digest(templates), trail, times])
+    stamp_path = RUNS / settings.preset / "stamps" / "reports.json"
+    stamp = json.loads(stamp_path.read_text()) if stamp_path.exists() else {}
+    whole = all(path.exists() for path in (index, *pages))
+    if whole and stamp == {"key": key, "pages": [file_digest(path) for path in (index, *pages)]}:
+        return index
+    from lib import html  # seconds, which neither an unchanged run need spend nor a kernel that wants the provenance
+
+    facts, entries = [html.notebook_facts(path) for path in executed], []
+    around = [None, *((page.name, fact["title"]) for page, fact in zip(pages, facts)), None]
+    for number, (path, page, fact) in enumerate(zip(executed, pages, facts)):
         html.export_notebook(path, page, provenance=trail, previous=around[number], next=around[number + 2])
         title = fact["title"].removeprefix(path.name[:2]).strip()
         entries.append(fact | {"number": path.name[:2], "href": f"html/{page.name}", "title": title})
-    headline, figure = REPORTS / "tables" / "50_headline.csv", REPORTS / "figures" / "50_headline.png"
     table = pd.read_csv(headline).to_html(index=False, na_rep="", border=0) if headline.exists() else ""
     alt = figure.with_suffix(".txt").read_text().strip() if figure.exists() else ""
-    return html.write_index(
-        REPORTS / "index.html", entries, (figure, alt) if figure.exists() else None, trail,
-        "One-class speech deepfake detection by feature pyramid matching", summary=SUMMARY, headline=table,
-        times=stage_times(settings).to_html(index=False, border=0))
+    html.write_index(index, entries, (figure, alt) if figure.exists() else None, trail,
+                     "One-class speech deepfake detection by feature pyramid matching", summary=SUMMARY, headline=table, times=times)
+    write_json(stamp_path, {"key": key, "pages": [file_digest(path) for path in (index, *pages)]})
+    return index
 
 
 def stage_times(settings: Settings) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,6 +42,10 @@ VERSION = 6
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+say_once = cache(say)
+"""A notebook asks for the same networks many times: the line that names them is printed once."""
 
 
 class Progress:
@@ -234,7 +238,8 @@ class Study:
         voices = self._voices(experiment)
         if voices not in self._teachers:
             train, held_out, key = self.part(voices, "train"), self.part(voices, "selection"), self._teacher_key(experiment)
-            say(f"teacher: {self.settings.network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
+            say_once(f"teacher: {self.settings.network.teacher}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide "
+                     "speech")
             settings = self.settings.with_options({"training.teacher_steps": self.steps(experiment, student=False)})
             with seeds.threads(settings.run.training_threads):
                 self._teachers[voices] = train_teacher(
@@ -246,7 +251,7 @@ class Study:
         """The frozen student of an experiment, its curve and its key."""
         teacher, key = self.teacher(experiment)[0], self._student_key(experiment)
         train, held_out = self.part(experiment, "train"), self.part(experiment, "selection")
-        say(f"student: {experiment}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
+        say_once(f"student: {experiment}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
         with seeds.threads(self.settings.run.training_threads):
             student, history = train_student(
                 teacher, ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,

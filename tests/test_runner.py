@@ -102,3 +102,25 @@ def test_where_the_time_goes(folders, monkeypatch, tmp_path):
     table = runner.stage_times(load_settings("smoke"))
     assert table.stage.tolist() == [notebooks()[0].stem, notebooks()[3].stem, "all"]
     assert table.share.tolist() == ["25%", "75%", "100%"] and table["peak memory so far (MB)"].tolist() == [400, 900, 900]
+
+
+def test_pages_are_written_again_only_where_something_changed(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "RUNS", tmp_path / "runs")
+    executed = runner.REPORTS / "executed" / notebooks()[0].name
+    executed.parent.mkdir()
+    shutil.copy(notebooks()[0], executed)
+    settings = load_settings("smoke")
+
+    def written_again() -> bool:
+        pages = [runner.REPORTS / "index.html", runner.REPORTS / "html" / f"{executed.stem}.html"]
+        before = [page.stat().st_mtime_ns if page.exists() else 0 for page in pages]
+        assert runner.write_reports(settings) == pages[0]
+        return [page.stat().st_mtime_ns for page in pages] != before
+
+    assert written_again() and not written_again()
+    for touch in (lambda: (runner.REPORTS / "index.html").write_text("half"),
+                  lambda: (runner.REPORTS / "html" / f"{executed.stem}.html").unlink(),
+                  lambda: executed.write_text(executed.read_text().replace("Start here", "Begin here")),
+                  lambda: runner.write_json(tmp_path / "runs/smoke/stamps" / f"{executed.stem}.json", {"seconds": 3.0})):
+        touch()
+        assert written_again() and not written_again()
