@@ -17,9 +17,9 @@ from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, 
 from lib.engine import side_by_side
 from lib.paths import atomic, file_digest, write_json
 from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
-from lib.settings import RATE_HZ, Channel, Data, Network, Run, Scoring, Settings, Training, View
+from lib.settings import RATE_HZ, TOKEN_TEACHERS, Channel, Data, Network, Run, Scoring, Settings, Training, View
 from lib.spectrograms import activity, channel_count, channel_slice, hop_samples, image
-from lib.whisper import WhisperPyramid
+from lib.speech_models import token_teacher
 
 POOLINGS = ("mean", "max", "top", "quantile")
 PROFILE_SCORES = ("one_sided", "two_sided", "profile")
@@ -543,12 +543,11 @@ class Detector:
             if network.teacher == "imagenet":
                 teacher, student = (EfficientNetPyramid(False, 0, inputs) for _ in range(2))
             else:
-                whisper = network.teacher == "whisper"
-                teacher = (WhisperPyramid(settings.view, settings.channel, pretrained=False) if whisper else
+                teacher = (token_teacher(settings, pretrained=False) if network.teacher in TOKEN_TEACHERS else
                            ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem))
                 keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
                 student = make_student(inputs, network.student_width, teacher.channels, tuple(keep), 0, network.standardise,
-                                       settings.view.bins if whisper else 0, network.stem)
+                                       settings.view.bins if network.teacher in TOKEN_TEACHERS else 0, network.stem)
             readers = [tensors[name] for name in sorted(tensors) if name.startswith("teacher.reader")]
             teacher = Standardised(teacher, readers) if network.standardise else teacher
             teacher.load_state_dict(part("teacher"))

@@ -54,7 +54,12 @@ class Channel:
 CHANNELS = ("level", "advance", "delay", "short", "pulse")
 """Groups of image channels: log-magnitude, phase advance from frame to frame (cosine and sine), phase step from bin to
 bin (cosine and sine: the group delay), log-magnitude through a short window, and through a shorter one four times a hop
-(glottal pulses). A further group, "mel", is an image of its own: log-magnitude in `bins` mel bands."""
+(glottal pulses). Two further groups: "mel" is an image of its own, log-magnitude in `bins` mel bands; "wave", for teachers that hear
+waveforms, holds the samples themselves."""
+SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
+"""Teachers whose weights torchaudio downloads (lib/speech_models.py)."""
+TOKEN_TEACHERS = ("whisper", *SPEECH_MODELS)
+"""Teachers without a frequency axis: their levels have one row."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class View:
 
 @dataclass(frozen=True)
 class Network:
-    teacher: str = "perturbation"  # random, imagenet, whisper, or perturbation: trained here on bona fide speech
+    teacher: str = "perturbation"  # trained here on bona fide speech; or random, imagenet, whisper, wav2vec2, hubert, wavlm
     teacher_speech: str = "own"  # what it is trained on: the experiment's own bona fide speech, or multi: the many voices in both
     teacher_width: int = 24  # channels of the first residual stage; ResNet-18 has 64
     student_width: int = 24  # the teacher's width is the paper's choice; smaller is an asymmetric student
@@ -228,7 +233,7 @@ def load_settings(preset: str = "study", seed: int = 0, options: str | dict[str,
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("smoke", "study", "paper"),
     "data.corpus": ("embedded", "librispeech"),
-    "network.teacher": ("random", "imagenet", "whisper", "perturbation"),
+    "network.teacher": ("random", "imagenet", *TOKEN_TEACHERS, "perturbation"),
     "network.teacher_speech": ("own", "multi"),
     "training.optimiser": ("sgd", "adamw"),
     "training.precision": ("fp32", "bf16"),

@@ -12,7 +12,7 @@ from lib.settings import RATE_HZ, Channel, View
 
 FLOOR = 1e-5
 """Floor of magnitudes before the logarithm; 40 dB below the channel's own noise, so it never shapes a score."""
-GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4, "mel": 1}
+GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4, "mel": 1, "wave": 1}
 
 
 def channel_count(groups: tuple[str, ...]) -> int:
@@ -123,13 +123,22 @@ def _pulses(audio: torch.Tensor, view: View, hop: int, size: int, rows: range, f
     return fine.permute(0, 3, 1, 2).contiguous().index_select(2, coarse)
 
 
+def _folded(audio: torch.Tensor, hop: int, rows: int, frames: int) -> torch.Tensor:
+    """The samples themselves, (batch, frequency, frame): in frame n those from n * hop on, the first in the lowest row; what is left
+    of the rows is zero. Raises ValueError where a hop has more samples than the image has rows."""
+    if hop > rows:
+        raise ValueError(f'the image channel "wave" needs a row for each of the {hop} samples of a hop, found {rows}: raise view.bins')
+    whole = torch.nn.functional.pad(audio, (0, frames * hop - audio.shape[-1])).unflatten(-1, (frames, hop))
+    return torch.nn.functional.pad(whole.transpose(1, 2), (0, 0, 0, rows - hop))
+
+
 def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
     """Images of a batch of recordings: (batch, samples) at 16 kHz -> (batch, channel, frequency, frame) float32.
 
     level and short: natural logarithm of the magnitude through a long and a short window. advance: cosine and sine of
     the phase step from frame to frame, less the step of the bin's own centre frequency. delay: the same from bin to bin,
     which is the group delay about the window's centre. Vocoders that lose phase change the last two while magnitudes
-    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. mel, only alone: the
+    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. wave: the samples. mel, only alone: the
     logarithm of the root of the mean power in `bins` mel bands. Raises ValueError where the recording is shorter than one window
     or a group of channels is unknown.
     """
@@ -156,6 +165,8 @@ def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
         elif group == "pulse":
             planes[:, last : last + 4] = _pulses(audio, view, hop, size, rows, frames)
             last += 3
+        elif group == "wave":
+            planes[:, last] = _folded(audio, hop, len(rows), frames)
         elif group == "advance":
             inner = slice(0, len(rows))
             step = spectrum[..., inner, 1:] * spectrum[..., inner, :-1].conj()

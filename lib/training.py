@@ -25,9 +25,10 @@ from lib.engine import Engine, current
 from lib.paths import DATA, atomic, clear_stale, file_digest, locked, write_json
 from lib.perturbations import KINDS, Damage, perturbed
 from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
-from lib.settings import RATE_HZ, Channel, Settings
+from lib.settings import RATE_HZ, SPEECH_MODELS, TOKEN_TEACHERS, Channel, Settings
 from lib.spectrograms import channel_count, channel_slice, image
-from lib.whisper import WhisperPyramid, weights_path
+from lib.speech_models import pretrained_model, token_teacher
+from lib.whisper import weights_path
 
 
 class CheckpointError(RuntimeError):
@@ -218,7 +219,7 @@ def steps_done(folder: Path) -> int:
 
 def engine_of(settings: Settings) -> Engine:
     layout = settings.run.layout
-    if layout == "auto" and settings.network.teacher in ("imagenet", "whisper"):
+    if layout == "auto" and settings.network.teacher in ("imagenet", *TOKEN_TEACHERS):
         layout = "contiguous"  # depthwise and one-dimensional convolutions gain nothing
     return current(settings.run.device, layout)
 
@@ -296,6 +297,8 @@ def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings,
 def teacher_lack(kind: str) -> str:
     """Why a teacher cannot be had on this machine, with the command that installs it; empty where it can."""
     try:
+        if kind in SPEECH_MODELS:
+            pretrained_model(kind)
         {"whisper": weights_path, "imagenet": lambda: EfficientNetPyramid(pretrained=True)}.get(kind, str)()
     except ImportError as error:
         return str(error)
@@ -307,7 +310,8 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
     """The teacher of `settings.network.teacher`, frozen, and its training curve (empty where nothing is trained).
 
     random: seeded He-normal weights, batch norms settled on bona fide speech. imagenet: EfficientNet-Lite0. whisper: the
-    encoder of Whisper-tiny (lib.whisper). perturbation: a pyramid trained to name local perturbations of bona fide speech.
+    encoder of Whisper-tiny (lib.whisper). wav2vec2, hubert, wavlm: lib.speech_models. perturbation: a pyramid trained to name
+    local perturbations of bona fide speech.
     """
     network, training, seed = settings.network, settings.training, settings.seed
     inputs, samples = channel_count(settings.view.channels), round(training.window_s * RATE_HZ)
@@ -319,8 +323,8 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
 
     if network.teacher == "imagenet":
         return finished(EfficientNetPyramid(pretrained=True, inputs=inputs)), pd.DataFrame()
-    if network.teacher == "whisper":
-        return finished(WhisperPyramid(settings.view, settings.channel)), pd.DataFrame()
+    if network.teacher in TOKEN_TEACHERS:
+        return finished(token_teacher(settings)), pd.DataFrame()
     if network.teacher == "random":
         teacher = initialise(ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem), seed, "teacher")
         return finished(settle(teacher, speech)), pd.DataFrame()
@@ -383,4 +387,4 @@ def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
         return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
     keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
     return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise,
-                        settings.view.bins if network.teacher == "whisper" else 0, network.stem)
+                        settings.view.bins if network.teacher in TOKEN_TEACHERS else 0, network.stem)

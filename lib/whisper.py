@@ -128,6 +128,18 @@ def resampled(x: torch.Tensor, step: float, count: int) -> torch.Tensor:
     return x[..., left] * (1 - share) + x[..., (left + 1).clamp(max=x.shape[-1] - 1)] * share
 
 
+def token_pyramid(outputs: list[torch.Tensor], hop_s: float, frames: int) -> list[torch.Tensor]:
+    """Tokens every 20 ms as a pyramid of levels of one row: (batch, token, width) of each level -> (batch, width, 1, frame / 4), / 8, ...
+    of an image of `frames` frames, interpolated to every fourth frame and averaged over three neighbours from level to level."""
+    pyramid = []
+    for level, found in enumerate(outputs):
+        tokens = resampled(found.transpose(1, 2), 4 * hop_s / TOKEN_S, -(-frames // 4))
+        for _ in range(level):
+            tokens = functional.avg_pool1d(tokens, 3, 2, 1, count_include_pad=False)
+        pyramid.append(tokens[:, :, None])
+    return pyramid
+
+
 class WhisperPyramid(nn.Module):
     """The encoder of Whisper-tiny.en (Radford et al. 2022) after blocks 1, 2 and 4, the last one through its final norm.
 
@@ -193,10 +205,5 @@ class WhisperPyramid(nn.Module):
         return outputs
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        outputs, frames, pyramid = self.encoded(self.mel_bands(x)), x.shape[-1], []
-        for level, tap in enumerate(self.taps):
-            tokens = resampled(outputs[tap].transpose(1, 2), 4 * self.hop_s / TOKEN_S, -(-frames // 4))
-            for _ in range(level):
-                tokens = functional.avg_pool1d(tokens, 3, 2, 1, count_include_pad=False)
-            pyramid.append(tokens[:, :, None])
-        return pyramid
+        outputs = self.encoded(self.mel_bands(x))
+        return token_pyramid([outputs[tap] for tap in self.taps], self.hop_s, x.shape[-1])
