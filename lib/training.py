@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -297,9 +298,8 @@ def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings,
 def teacher_lack(kind: str) -> str:
     """Why a teacher cannot be had on this machine, with the command that installs it; empty where it can."""
     try:
-        if kind in SPEECH_MODELS:
-            pretrained_model(kind)
-        {"whisper": weights_path, "imagenet": lambda: EfficientNetPyramid(pretrained=True)}.get(kind, str)()
+        speech = {name: partial(pretrained_model, name) for name in SPEECH_MODELS}
+        {"whisper": weights_path, "imagenet": partial(EfficientNetPyramid, pretrained=True), **speech}.get(kind, str)()
     except ImportError as error:
         return str(error)
     return ""
