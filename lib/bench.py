@@ -25,13 +25,13 @@ from lib.detector import PRECISIONS, Detector, folded
 from lib.discrepancy import discrepancy, matching_loss
 from lib.engine import Engine
 from lib.metrics import equal_error_rate
-from lib.paths import CLIPS
-from lib.pyramid import ResNetPyramid, Standardised, freeze, initialise
+from lib.paths import CLIPS, atomic
+from lib.pyramid import ResNetPyramid, Standardised, freeze, initialise, new_student
 from lib.settings import RATE_HZ, Channel, Settings, View, load_settings
 from lib.shards import score_manifest
 from lib.spectrograms import FLOOR, channel_count, hop_samples, image, transform_size
 from lib.study import PreparedClips, Study
-from lib.training import ClipReader, new_student
+from lib.training import ClipReader
 
 
 def interleaved(makers: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
@@ -428,7 +428,6 @@ def draw_cost(table: pd.DataFrame, target: Path | str) -> None:
     import seaborn as sns
 
     from lib.exhibits import style
-    from lib.paths import atomic
 
     if lacking := sorted({"memory", "width"} - set(table.what)):
         raise ValueError(f"the figure shows the parts memory and width; {' and '.join(lacking)} did not run")

@@ -16,9 +16,9 @@ from lib.channel import FRAME, apply_channel, pass_channel
 from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, band_means, moments, readings, residual
 from lib.engine import side_by_side
 from lib.paths import atomic, file_digest, write_json
-from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, make_student
+from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, new_student
 from lib.settings import RATE_HZ, TOKEN_TEACHERS, Channel, Data, Network, Run, Scoring, Settings, Training, View
-from lib.spectrograms import activity, channel_count, channel_slice, hop_samples, image
+from lib.spectrograms import activity, channel_count, hop_samples, image
 from lib.speech_models import token_teacher
 
 POOLINGS = ("mean", "max", "top", "quantile")
@@ -540,14 +540,10 @@ class Detector:
         part = lambda prefix: {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}  # noqa: E731
         network, inputs = settings.network, channel_count(settings.view.channels)
         try:
-            if network.teacher == "imagenet":
-                teacher, student = (EfficientNetPyramid(False, 0, inputs) for _ in range(2))
-            else:
-                teacher = (token_teacher(settings, pretrained=False) if network.teacher in TOKEN_TEACHERS else
-                           ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem))
-                keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
-                student = make_student(inputs, network.student_width, teacher.channels, tuple(keep), 0, network.standardise,
-                                       settings.view.bins if network.teacher in TOKEN_TEACHERS else 0, network.stem)
+            teacher = (token_teacher(settings, pretrained=False) if network.teacher in TOKEN_TEACHERS else
+                       EfficientNetPyramid(False, 0, inputs) if network.teacher == "imagenet" else
+                       ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem))
+            student = new_student(teacher, settings)
             readers = [tensors[name] for name in sorted(tensors) if name.startswith("teacher.reader")]
             teacher = Standardised(teacher, readers) if network.standardise else teacher
             teacher.load_state_dict(part("teacher"))

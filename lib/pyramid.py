@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from lib import seeds
+from lib.settings import TOKEN_TEACHERS, Settings
+from lib.spectrograms import channel_count, channel_slice
 
 
 class Block(nn.Module):
@@ -213,3 +215,13 @@ class EfficientNetPyramid(nn.Module):
     @property
     def channels(self) -> tuple[int, ...]:
         return tuple(self.network._blocks[index]._bn2.num_features for index in self.taps)
+
+
+def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
+    """An untrained student as the settings want it; for an ImageNet teacher, the same architecture."""
+    network, inputs = settings.network, channel_count(settings.view.channels)
+    if network.teacher == "imagenet":
+        return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
+    keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
+    return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise,
+                        settings.view.bins if network.teacher in TOKEN_TEACHERS else 0, network.stem)

@@ -15,7 +15,7 @@ from lib.whisper import WhisperPyramid, token_pyramid
 BUNDLES = dict(zip(SPEECH_MODELS, ("WAV2VEC2_BASE", "HUBERT_BASE", "WAVLM_BASE_PLUS"), strict=True))
 """Of torchaudio.pipelines: base models, trained without labels on read English speech (WavLM on other recordings too)."""
 HALF_WINDOW = 200
-"""Half of the 400 samples behind one token: padded in front, so that a token is centred on its place."""
+"""Half of the 400 samples behind one token: padded at both ends, so that a token is centred on its place."""
 
 
 class SpeechModelPyramid(nn.Module):

@@ -25,9 +25,9 @@ from lib.discrepancy import matching_loss
 from lib.engine import Engine, current
 from lib.paths import DATA, atomic, clear_stale, file_digest, locked, write_json
 from lib.perturbations import KINDS, Damage, perturbed
-from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, make_student, settle
+from lib.pyramid import EfficientNetPyramid, ResNetPyramid, Standardised, freeze, initialise, new_student, settle
 from lib.settings import RATE_HZ, SPEECH_MODELS, TOKEN_TEACHERS, Channel, Settings
-from lib.spectrograms import channel_count, channel_slice, image
+from lib.spectrograms import channel_count, image
 from lib.speech_models import pretrained_model, token_teacher
 from lib.whisper import weights_path
 
@@ -378,13 +378,3 @@ def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, 
         return student, fit(student, draw, loss, validation, settings, training.student_steps, folder, key, say)
     finally:
         engine.release(teacher)
-
-
-def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
-    """An untrained student as the settings want it; for an ImageNet teacher, the same architecture."""
-    network, inputs = settings.network, channel_count(settings.view.channels)
-    if network.teacher == "imagenet":
-        return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
-    keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
-    return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise,
-                        settings.view.bins if network.teacher in TOKEN_TEACHERS else 0, network.stem)

@@ -11,10 +11,10 @@ import torch
 
 from lib.channel import apply_channel
 from lib.detector import Detector, stride_of, upsampled
-from lib.pyramid import Standardised, freeze
+from lib.pyramid import Standardised, freeze, new_student
 from lib.settings import Channel, View, load_settings
 from lib.spectrograms import image
-from lib.training import new_student, teacher_lack
+from lib.training import teacher_lack
 from lib.whisper import WeightsError, WhisperPyramid, encoder_state, mel_matrix, read_variables, resampled
 from tests.conftest import RATE, toy_speech
 
