@@ -338,7 +338,7 @@ def _untrained(settings: Settings) -> Detector:
 def read_crops(hours: str) -> None:
     """Training's reader: every clip once through the channel, as crops of one batch after the other."""
     settings = load_settings("study", 0, TINY)
-    table = pd.DataFrame({"path": [str(path) for path in _repeated(3600 * float(hours))]})
+    table = pd.DataFrame({"path": [str(path) for path in _repeated(3600 * float(hours))], "speaker": ""})
     reader, random = ClipReader(table, settings.channel, Path("/")), np.random.default_rng(0)
     for start in range(0, len(table), 16):
         for index in range(start, min(start + 16, len(table))):

@@ -29,7 +29,7 @@ class Data:
     single_train: int = 280  # clips of the one speaker that the student is fitted on
     single_validation: int = 300  # held-out clips of that speaker: selection, scaling, thresholds
     single_test: int = 40  # test clips of that speaker
-    multi_train_per_speaker: int = 200  # at most this many training clips of each of the ~25 voices
+    multi_train_per_speaker: int = 650  # at most this many training clips of each of the ~30 voices; here all that there are
     multi_validation_per_speaker: int = 36
     multi_test_per_speaker: int = 14
     development: int = 40  # validation clips that get development fakes (never used as test)

@@ -29,7 +29,7 @@ from lib.protocols import DataError, prepare, require_bonafide, save_table, vali
 from lib.runner import provenance
 from lib.settings import Channel, Scoring, Settings, load_settings
 from lib.spectrograms import image
-from lib.training import ClipReader, engine_of, steps_done, train_student, train_teacher
+from lib.training import ClipReader, engine_of, steps_done, train_student, train_teacher, voice_weights
 
 if TYPE_CHECKING:
     from lib.exhibits import Exhibits
@@ -196,8 +196,10 @@ class Study:
         """The experiment whose bona fide clips the teacher hears."""
         return experiment if self.settings.network.teacher_speech == "own" else "multi"
 
-    def _fitted_on(self, experiment: str) -> list[list[str]]:
-        return [sorted(self.part(experiment, part).sha256) for part in ("train", "selection")]
+    def _fitted_on(self, experiment: str) -> list[object]:
+        train, selection = self.part(experiment, "train"), self.part(experiment, "selection")
+        drawn = [] if voice_weights(train.speaker) is None else ["voices by the root of their clips"]
+        return [sorted(train.sha256), sorted(selection.sha256), *drawn]
 
     def _teacher_key(self, experiment: str) -> str:
         network = self.settings.network

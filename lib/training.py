@@ -36,6 +36,15 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged or of another experiment; the message says what to do."""
 
 
+def voice_weights(voices: pd.Series) -> np.ndarray | None:
+    """Chance of each clip to be drawn, (clips,): each voice in proportion to the root of its number of clips, so that a few
+    large voices do not drown the small ones. None, all alike, where there is one voice."""
+    if voices.nunique() < 2:
+        return None
+    weights = voices.map(voices.value_counts()).to_numpy(float) ** -0.5
+    return weights / weights.sum()
+
+
 class ClipReader:
     """Clips after the shared channel, read when asked for and kept in memory only up to a limit.
 
@@ -44,6 +53,7 @@ class ClipReader:
 
     def __init__(self, clips: pd.DataFrame, channel: Channel, root: Path = DATA, limit_bytes: int = 600_000_000) -> None:
         self.paths = [Path(root) / path for path in clips.path]
+        self.weights = voice_weights(clips.speaker)
         self.channel, self.limit = channel, limit_bytes
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
@@ -71,11 +81,12 @@ class ClipReader:
     def crops(self, batch: int, samples: int, random: np.random.Generator, rows: slice = slice(None)) -> np.ndarray:
         """Random crops, (batch, samples) float32, without noise; a shorter clip is repeated up to the length.
 
+        Every clip of a voice is as likely as the next, voices by the root of their number of clips (`voice_weights`).
         Only `rows` are read, the others stay zero: what is drawn from `random` does not depend on what is read, so that
         several processes can share one batch.
         """
         result = np.zeros((batch, samples), dtype=np.float32)
-        indices, places = random.integers(0, len(self), batch), random.random(batch)
+        indices, places = random.choice(len(self), batch, p=self.weights), random.random(batch)
         for row in range(batch)[rows]:
             audio = self.clean(int(indices[row]))
             start = int(places[row] * max(1, len(audio) - samples + 1))

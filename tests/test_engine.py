@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 TRAIN = """
 import json, sys, pandas as pd, torch, pathlib
 from tests.test_training import train
-clips = (pathlib.Path(sys.argv[1]), pd.DataFrame({"path": [f"{n}.flac" for n in range(6)]}))
+clips = (pathlib.Path(sys.argv[1]), pd.DataFrame({"path": [f"{n}.flac" for n in range(6)], "speaker": list("aaaabc")}))
 train(clips, pathlib.Path(sys.argv[2]), **json.loads(sys.argv[3]))
 from lib.engine import current
 import os
@@ -33,7 +33,7 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     for number in range(6):
         soundfile.write(folder / f"{number}.flac", toy_speech(1.5, number), 16000)
-    return folder, pd.DataFrame({"path": [f"{number}.flac" for number in range(6)]})
+    return folder, pd.DataFrame({"path": [f"{number}.flac" for number in range(6)], "speaker": list("aaaabc")})
 
 
 def launched(processes, *arguments, **environment):

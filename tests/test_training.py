@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from lib.settings import load_settings
-from lib.training import CheckpointError, ClipReader, augmented, learning_rate, train_student, train_teacher
+from lib.training import CheckpointError, ClipReader, augmented, learning_rate, train_student, train_teacher, voice_weights
 from tests.conftest import toy_speech
 
 OPTIONS = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4, "training.student_steps": 12,
@@ -29,7 +29,7 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     for number in range(6):
         soundfile.write(folder / f"{number}.flac", toy_speech(1.5, number), 16000)
-    return folder, pd.DataFrame({"path": [f"{number}.flac" for number in range(6)]})
+    return folder, pd.DataFrame({"path": [f"{number}.flac" for number in range(6)], "speaker": list("aaaabc")})
 
 
 def train(clips, folder, say=lambda _: None, **options):
@@ -67,7 +67,7 @@ CHILD = """
 import sys, pandas as pd, pathlib
 sys.path.insert(0, {root!r})
 from tests.test_training import train
-train((pathlib.Path({folder!r}), pd.DataFrame({{"path": [f"{{n}}.flac" for n in range(6)]}})), pathlib.Path({out!r}))
+train((pathlib.Path({folder!r}), pd.DataFrame({{"path": [f"{{n}}.flac" for n in range(6)], "speaker": list("aaaabc")}})), pathlib.Path({out!r}))
 """
 
 
@@ -134,3 +134,12 @@ def test_augmentation_keeps_shape_and_level():
     found = augmented(crops, np.random.default_rng(0))
     change = 20 * np.log10(np.sqrt((found**2).mean(1)) / np.sqrt((crops**2).mean(1)))
     assert found.shape == crops.shape and np.abs(change).max() < 3.5
+
+
+def test_voices_are_drawn_by_the_root_of_their_clips(clips):
+    one, four = voice_weights(pd.Series(["a"] * 9)), voice_weights(pd.Series(list("aaaab")))
+    assert one is None  # one voice: every clip alike
+    assert four == pytest.approx([1 / 6] * 4 + [1 / 3])  # 2 to 1, where clips are 4 to 1
+    reader = ClipReader(clips[1], load_settings("smoke").channel, clips[0])
+    drawn = [reader.weights[:4].sum(), *reader.weights[4:]]
+    assert drawn == pytest.approx([0.5, 0.25, 0.25])
