@@ -170,7 +170,7 @@ def write_reports(settings: Settings) -> Path:
         html.export_notebook(path, page, provenance=trail, previous=around[number], next=around[number + 2])
         title = fact["title"].removeprefix(path.name[:2]).strip()
         entries.append(fact | {"number": path.name[:2], "href": f"html/{page.name}", "title": title})
-    table = pd.read_csv(headline).to_html(index=False, na_rep="", border=0) if headline.exists() else ""
+    table = pd.read_csv(headline).to_html(index=False, na_rep="", border=0, float_format="{:.2f}".format) if headline.exists() else ""
     alt = figure.with_suffix(".txt").read_text().strip() if figure.exists() else ""
     html.write_index(index, entries, (figure, alt) if figure.exists() else None, trail,
                      "One-class speech deepfake detection by feature pyramid matching", summary=SUMMARY, headline=table, times=times)

@@ -67,7 +67,8 @@ CHILD = """
 import sys, pandas as pd, pathlib
 sys.path.insert(0, {root!r})
 from tests.test_training import train
-train((pathlib.Path({folder!r}), pd.DataFrame({{"path": [f"{{n}}.flac" for n in range(6)], "speaker": list("aaaabc")}})), pathlib.Path({out!r}))
+clips = pd.DataFrame({{"path": [f"{{n}}.flac" for n in range(6)], "speaker": list("aaaabc")}})
+train((pathlib.Path({folder!r}), clips), pathlib.Path({out!r}))
 """
 
 
