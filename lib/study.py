@@ -197,6 +197,7 @@ class Study:
         return experiment if self.settings.network.teacher_speech == "own" else "multi"
 
     def _fitted_on(self, experiment: str) -> list[object]:
+        """The part of a key that says which clips a training hears and, where there are several voices, how they are drawn."""
         train, selection = self.part(experiment, "train"), self.part(experiment, "selection")
         drawn = [] if voice_weights(train.speaker) is None else ["voices by the root of their clips"]
         return [sorted(train.sha256), sorted(selection.sha256), *drawn]
