@@ -31,7 +31,7 @@ from lib.settings import RATE_HZ, Channel, Settings, View, load_settings
 from lib.shards import score_manifest
 from lib.spectrograms import FLOOR, channel_count, hop_samples, image, transform_size
 from lib.study import PreparedClips, Study
-from lib.training import ClipReader
+from lib.training import ClipReader, PerturbationTeacher, perturbation_loss
 
 
 def interleaved(makers: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
@@ -388,18 +388,53 @@ WORK = {"read_crops": "training's reader (keeps up to 600 MB)", "fit_statistics"
         "score_all": "scores of a manifest"}
 
 
-def width() -> pd.DataFrame:
-    """Cost of a clip of 5 s against the width of teacher and student, one thread: image, both networks, residuals."""
+def _sized(width: str) -> Settings:
+    return load_settings("study", 0, {"network.teacher_width": int(width), "network.student_width": int(width)})
+
+
+def _scoring(width: str) -> Callable[[], object]:
+    """One clip of 5 s: image, both networks, residuals."""
+    detector, audio = _untrained(_sized(width)), np.random.default_rng(0).standard_normal(5 * RATE_HZ).astype(np.float32)
+    return lambda: detector.clip_residuals(audio, np.ones(250, bool))
+
+
+def _teaching(width: str) -> Callable[[], None]:
+    """One step of training the teacher: perturbations and images of a batch, forward, backward, optimiser."""
+    settings = _sized(width)
+    network, training = settings.network, settings.training
+    teacher = PerturbationTeacher(channel_count(settings.view.channels), network.teacher_width, network.levels, network.stem)
+    initialise(teacher, 0, "teacher").train()
+    optimiser, random = torch.optim.AdamW(teacher.parameters()), np.random.default_rng(0)
+    crops = random.standard_normal((training.batch, round(training.window_s * RATE_HZ))).astype(np.float32)
+
+    def step() -> None:
+        loss = perturbation_loss(teacher, crops, settings, random)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+SIZED = {"score of a clip of 5 s": _scoring, "training step of the teacher, 8 crops": _teaching}
+
+
+def repeat(work: str, width: str) -> None:
+    """A work of `SIZED` a few times over on one thread, for its peak memory."""
     torch.set_num_threads(1)
-    audio = np.random.default_rng(0).standard_normal(5 * RATE_HZ).astype(np.float32)
-    makers, weights = {}, {}
-    for size in (8, 16, 24, 32, 64):
-        detector = _untrained(load_settings("study", 0, {"network.teacher_width": size, "network.student_width": size}))
-        weights[size] = sum(parameter.numel() for network in (detector.teacher, detector.student) for parameter in network.parameters())
-        makers[str(size)] = lambda detector=detector: detector.clip_residuals(audio, np.ones(250, bool))
-    found = interleaved(makers, rounds=7)
-    return pd.DataFrame([{"what": "width", "threads": 1, "variant": f"width {name}", "ms each": 1000 * seconds,
-                          "times real time": 5 / seconds, "weights": weights[int(name)]} for name, seconds in found.items()])
+    make = SIZED[work](width)
+    for _ in range(5):
+        make()
+
+
+def width() -> pd.DataFrame:
+    """Time and peak memory against the width of teacher and student, one thread. The peak is that of a process of its own."""
+    torch.set_num_threads(1)
+    works = [(work, size) for work in SIZED for size in (8, 16, 24, 32, 64)]
+    peaks = {each: _alone("repeat", *each)[1] for each in works}
+    times = interleaved({each: SIZED[each[0]](str(each[1])) for each in works}, rounds=7)
+    return pd.DataFrame([{"what": "width", "threads": 1, "variant": work, "width": size, "ms each": 1000 * times[work, size],
+                          "peak MB": peaks[work, size] / 1e6} for work, size in works])
 
 
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
@@ -422,32 +457,35 @@ def run(quick: bool = False, only: tuple[str, ...] = ()) -> Iterator[pd.DataFram
 
 
 def draw_cost(table: pd.DataFrame, target: Path | str) -> None:
-    """Draw how cost grows into `target` (.png or .svg): peak memory and time against hours of audio (part `memory`), milliseconds of
-    a clip of 5 s against the networks' width (part `width`). Raises ValueError where one of these parts is not in `table`."""
+    """Draw how cost grows into `target` (.png or .svg): peak memory and time against hours of audio (part `memory`) and against
+    the networks' width (part `width`). Raises ValueError where one of these parts is not in `table`."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from lib.exhibits import style
 
     if lacking := sorted({"memory", "width"} - set(table.what)):
         raise ValueError(f"the figure shows the parts memory and width; {' and '.join(lacking)} did not run")
     style()
-    grown, sizes = table[table.what == "memory"], table[table.what == "width"]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
-    for axis, column, label in ((axes[0], "peak MB", "peak memory (MB)"), (axes[1], "seconds", "time (s)")):
-        sns.lineplot(grown, x="hours", y=column, hue="variant", style="variant", markers=True, dashes=False, ax=axis,
-                     legend=axis is axes[0])
-        axis.set(xscale="log", xlabel="hours of audio", ylabel=label, xticks=sorted(grown.hours.unique()))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.minorticks_off()
-    axes[0].set_ylim(0, 1.6 * grown["peak MB"].max())
-    axes[0].legend(title="", loc="upper left")
-    axes[1].set_yscale("log")
-    axes[1].yaxis.set_major_formatter("{x:g}")
-    axes[1].yaxis.set_minor_formatter("{x:g}")
-    widths = sizes.variant.str.removeprefix("width ").astype(int)
-    axes[2].plot(widths, sizes["ms each"], marker="o")
-    axes[2].set(xlabel="width of teacher and student (channels)", ylabel="time of a clip of 5 s (ms, one thread)", ylim=(0, None))
+    figure, grid = plt.subplots(2, 2, figsize=(10, 7))
+    for axes, what, column, label, taken, unit in (
+            (grid[0], "memory", "hours", "hours of audio", "seconds", "time (s)"),
+            (grid[1], "width", "width", "width of teacher and student (channels)", "ms each", "time (ms, one thread)")):
+        rows = table[table.what == what]
+        for axis, value, name in ((axes[0], "peak MB", "peak memory (MB)"), (axes[1], taken, unit)):
+            sns.lineplot(rows, x=column, y=value, hue="variant", style="variant", markers=True, dashes=False, ax=axis,
+                         legend=axis is axes[0])
+            axis.set(xscale="log", xlabel=label, ylabel=name, xticks=sorted(rows[column].unique()))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+        axes[0].set_ylim(0, 1.6 * rows["peak MB"].max())
+        axes[0].legend(title="", loc="upper left")
+        axes[1].set_yscale("log")
+        axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[1].yaxis.set_major_formatter("{x:g}")
+        axes[1].yaxis.set_minor_formatter(NullFormatter())
+    figure.align_ylabels()
     with atomic(target) as temporary:
         figure.savefig(temporary)
     plt.close(figure)
