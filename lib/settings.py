@@ -200,7 +200,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "data.single_train": 24, "data.single_validation": 32, "data.single_test": 8, "data.multi_train_per_speaker": 3,
         "data.multi_validation_per_speaker": 5, "data.multi_test_per_speaker": 2, "data.development": 6, "data.texts": 3,
         "data.max_s": 3.0, "network.teacher_width": 8, "network.student_width": 8, "training.teacher_steps": 30,
-        "training.teacher_steps_many": 30, "training.student_steps": 24, "training.batch": 8, "training.check_every": 8,
+        "training.teacher_steps_many": 30, "training.student_steps": 24, "training.batch": 8, "training.check_every": 15,
         "run.seeds": 2, "run.bootstrap": 200,
     },
     "study": {},

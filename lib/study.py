@@ -32,6 +32,7 @@ from lib.spectrograms import image
 from lib.training import ClipReader, engine_of, steps_done, train_student, train_teacher, voice_weights
 
 if TYPE_CHECKING:
+    from lib.baselines import Baseline
     from lib.exhibits import Exhibits
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -266,15 +267,14 @@ class Study:
 
         `scaling_part="train"` fits the scaling on the student's own training clips instead, for the ablation.
         """
-        teacher, _ = self.teacher(experiment)
-        student, _, key = self.student(experiment)
         scaling, threshold = self.part(experiment, scaling_part), self.part(experiment, "threshold")
         if scaling_part == "train":
             scaling = scaling.head(150)  # as many as the scaling part has
-        detector = Detector(self.settings, teacher, student)
-        key = digest_of([key, dataclasses.asdict(detector.settings.scoring), sorted(scaling.sha256), sorted(threshold.sha256)])
+        key = digest_of([self._student_key(experiment), dataclasses.asdict(self.settings.scoring), sorted(scaling.sha256),
+                         sorted(threshold.sha256)])
         folder = self.folder / "detectors" / f"{experiment}-{key}"
         if not (folder / "detector.json").exists():
+            detector = Detector(self.settings, self.teacher(experiment)[0], self.student(experiment)[0])
             detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
             detector.fit_threshold(self.prepared(threshold), threshold.clip_id.tolist())
             detector.save(folder)
@@ -344,9 +344,7 @@ class Study:
                 say(f"no row, {entry.title}: this teacher has no readers")
                 continue
             began, given = time.time(), {"features": [features], "readings": [readings, self.settings.scoring]}.get(entry.needs_teacher, [])
-            baseline = entry.factory(*given)
-            if hasattr(baseline, "steps"):  # a preset with short trainings shortens those of the baselines too
-                baseline.steps = min(baseline.steps, self.settings.training.student_steps)
+            baseline = self.shortened(entry.factory(*given))
             bonafide = fitting if entry.kind != "ablation" else list(self.prepared(self.part(experiment, "scaling")))
             baseline.fit(*((bonafide, spoof) if entry.kind == "supervised" else (bonafide,)), seed=self.settings.seed)
             anomaly = baseline.anomaly(scored)
@@ -355,6 +353,12 @@ class Study:
         result = pd.concat(tables, ignore_index=True)
         save_table(result, path)
         return result
+
+    def shortened(self, baseline: Baseline) -> Baseline:
+        """`baseline`, trained for no more steps than the preset's students are: a preset with short trainings has short baselines."""
+        if hasattr(baseline, "steps"):
+            baseline.steps = min(baseline.steps, self.settings.training.student_steps)
+        return baseline
 
     def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "", only: str = "") -> pd.DataFrame:
         """Test scores under another scaling, combination or pooling of the same networks.

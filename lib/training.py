@@ -166,30 +166,39 @@ def _fitted(engine: Engine, network: nn.Module, draw: Draw, loss: Callable, vali
             folder: Path, key: str, say: Callable[[str], None]) -> pd.DataFrame:
     from safetensors.torch import load_file
 
-    training = settings.training
-    network = engine.share(network)
-    parameters = dict(network.named_parameters())
+    network, sheet = engine.share(network), folder / "checkpoint.json"
+    saved = json.loads(sheet.read_text()) if sheet.exists() else {"key": key, "step": 0, "best": math.inf, "history": [], "files": {}}
+    if saved["key"] != key:
+        raise CheckpointError(f"{folder} holds another training; remove it or choose another folder")
+    if saved["step"] < steps:  # an optimiser for nothing would load torch's compiler: 2 s
+        _advance(engine, network, draw, loss, validation, settings, steps, folder, saved, say)
+    engine.wait()
+    saved = json.loads(sheet.read_text())
+    engine.release(network).load_state_dict(load_file(_sound(folder, saved["files"]["best"])))
+    freeze(network)
+    return pd.DataFrame(saved["history"])
+
+
+def _advance(engine: Engine, network: nn.Module, draw: Draw, loss: Callable, validation: Callable, settings: Settings, steps: int,
+             folder: Path, saved: dict[str, object], say: Callable[[str], None]) -> None:
+    """Train from what is `saved` to the last of `steps`."""
+    from safetensors.torch import load_file
+
+    training, parameters = settings.training, dict(network.named_parameters())
     if training.optimiser == "sgd":
         optimiser = torch.optim.SGD(parameters.values(), lr=0.4, momentum=0.9, weight_decay=training.weight_decay)
     else:
         optimiser = torch.optim.AdamW(parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
     peak = 0.4 if training.optimiser == "sgd" else training.learning_rate
-    sheet = folder / "checkpoint.json"
-    history: list[dict[str, float]] = []
-    first, best, files = 0, math.inf, {}
-    if sheet.exists():
-        saved = json.loads(sheet.read_text())
-        if saved["key"] != key:
-            raise CheckpointError(f"{folder} holds another training; remove it or choose another folder")
-        first, best, history, files = saved["step"], saved["best"], saved["history"], saved["files"]
-        if first < steps:
-            state = load_file(_sound(folder, files["last"]))
-            network.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
-            for name, parameter in parameters.items():
-                slots = {text.split(".", 2)[1]: state[text] for text in state if text.startswith("optim.") and
-                         text.split(".", 2)[2] == name}
-                # AdamW counts its steps in a number that belongs on the CPU.
-                optimiser.state[parameter] = {slot: value.to(engine.device) if value.ndim else value for slot, value in slots.items()}
+    first, best, history, files = saved["step"], saved["best"], saved["history"], saved["files"]
+    if files:
+        state = load_file(_sound(folder, files["last"]))
+        network.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
+        for name, parameter in parameters.items():
+            slots = {text.split(".", 2)[1]: state[text] for text in state if text.startswith("optim.") and
+                     text.split(".", 2)[2] == name}
+            # AdamW counts its steps in a number that belongs on the CPU.
+            optimiser.state[parameter] = {slot: value.to(engine.device) if value.ndim else value for slot, value in slots.items()}
     began, since = time.time(), []
     ahead = drawn(draw, first, steps, settings.run.workers)
     for step in range(first, steps):
@@ -212,15 +221,10 @@ def _fitted(engine: Engine, network: nn.Module, draw: Draw, loss: Callable, vali
             history.append({"step": step + 1, "loss": float(np.mean(since)), "validation": held_out})
             since = []
             if engine.main:
-                files, best = _kept(folder, key, network, optimiser, history, files, best)
+                files, best = _kept(folder, saved["key"], network, optimiser, history, files, best)
             rate = (time.time() - began) / (step + 1 - first)
             say(f"step {step + 1}/{steps}  loss {history[-1]['loss']:.4f}  validation {held_out:.4f}  "
                 f"{rate * (steps - step - 1):.0f} s left")
-    engine.wait()
-    saved = json.loads(sheet.read_text())
-    engine.release(network).load_state_dict(load_file(_sound(folder, saved["files"]["best"])))
-    freeze(network)
-    return pd.DataFrame(saved["history"])
 
 
 def steps_done(folder: Path) -> int:
