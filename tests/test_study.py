@@ -1,6 +1,9 @@
+import subprocess
+import sys
 from concurrent.futures import Future
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from lib import study
@@ -74,3 +77,41 @@ def test_one_student_whose_teacher_is_there_is_left_to_whoever_asks(trained):
 
 def test_nothing_is_trained_twice(trained):
     assert trained(asked("a", done=("a's teacher", "a's student"))) == []
+
+
+def test_a_detector_that_is_there_asks_for_no_training(tmp_path, monkeypatch):
+    class Saved(SimpleNamespace):
+        def save(self, folder):
+            folder.mkdir(parents=True)
+            (folder / "detector.json").write_text("{}")
+
+        fit_scaling = fit_threshold = lambda *_: None
+        load = staticmethod(lambda folder: Saved(folder=folder))
+
+    asked_for = []
+    networks = lambda kind: lambda experiment: asked_for.append((kind, experiment)) or (kind, None)  # noqa: E731
+    clips = pd.DataFrame({"clip_id": ["b", "a"], "sha256": ["2", "1"]})
+    one = SimpleNamespace(folder=tmp_path, settings=load_settings("smoke"), part=lambda *_: clips, prepared=lambda _: [],
+                          _student_key=lambda experiment: f"key of {experiment}", teacher=networks("teacher"), student=networks("student"))
+    monkeypatch.setattr(study, "Detector", lambda *_: Saved())
+    study.Detector.load = Saved.load
+    first = study.Study.detector(one, "single")
+    assert asked_for == [("teacher", "single"), ("student", "single")] and first.folder.parent == tmp_path / "detectors"
+    assert study.Study.detector(one, "single").folder == first.folder and len(asked_for) == 2
+    one.settings = one.settings.with_options({"scoring.pooling": "mean"})
+    assert study.Study.detector(one, "single").folder != first.folder and len(asked_for) == 4
+
+
+def test_a_preset_with_short_trainings_has_short_baselines():
+    one = SimpleNamespace(settings=load_settings("smoke"))
+    assert study.Study.shortened(one, SimpleNamespace(steps=250)).steps == one.settings.training.student_steps
+    assert study.Study.shortened(one, SimpleNamespace(steps=3)).steps == 3
+    assert not hasattr(study.Study.shortened(one, SimpleNamespace()), "steps")
+
+
+def test_pinning_asks_for_deterministic_kernels_without_loading_the_compiler():
+    code = ("import sys, torch; from lib.seeds import pin; pin(0, 1); "
+            "print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), "
+            "torch.get_num_threads(), 'torch._dynamo' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "1", "False"]
