@@ -388,17 +388,17 @@ WORK = {"read_crops": "training's reader (keeps up to 600 MB)", "fit_statistics"
         "score_all": "scores of a manifest"}
 
 
-def _sized(width: str) -> Settings:
-    return load_settings("study", 0, {"network.teacher_width": int(width), "network.student_width": int(width)})
+def _sized(width: int) -> Settings:
+    return load_settings("study", 0, {"network.teacher_width": width, "network.student_width": width})
 
 
-def _scoring(width: str) -> Callable[[], object]:
+def _scoring(width: int) -> Callable[[], object]:
     """One clip of 5 s: image, both networks, residuals."""
     detector, audio = _untrained(_sized(width)), np.random.default_rng(0).standard_normal(5 * RATE_HZ).astype(np.float32)
     return lambda: detector.clip_residuals(audio, np.ones(250, bool))
 
 
-def _teaching(width: str) -> Callable[[], None]:
+def _teaching(width: int) -> Callable[[], None]:
     """One step of training the teacher: perturbations and images of a batch, forward, backward, optimiser."""
     settings = _sized(width)
     network, training = settings.network, settings.training
@@ -422,7 +422,7 @@ SIZED = {"score of a clip of 5 s": _scoring, "training step of the teacher, 8 cr
 def repeat(work: str, width: str) -> None:
     """A work of `SIZED` a few times over on one thread, for its peak memory."""
     torch.set_num_threads(1)
-    make = SIZED[work](width)
+    make = SIZED[work](int(width))
     for _ in range(5):
         make()
 
@@ -432,7 +432,7 @@ def width() -> pd.DataFrame:
     torch.set_num_threads(1)
     works = [(work, size) for work in SIZED for size in (8, 16, 24, 32, 64)]
     peaks = {each: _alone("repeat", *each)[1] for each in works}
-    times = interleaved({each: SIZED[each[0]](str(each[1])) for each in works}, rounds=7)
+    times = interleaved({(work, size): SIZED[work](size) for work, size in works}, rounds=7)
     return pd.DataFrame([{"what": "width", "threads": 1, "variant": work, "width": size, "ms each": 1000 * times[work, size],
                           "peak MB": peaks[work, size] / 1e6} for work, size in works])
 

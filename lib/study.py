@@ -251,16 +251,15 @@ class Study:
                     self.checkpoint(experiment, student=False), key, say)
         return self._teachers[voices]
 
-    def student(self, experiment: str) -> tuple[nn.Module, pd.DataFrame, str]:
-        """The frozen student of an experiment, its curve and its key."""
-        teacher, key = self.teacher(experiment)[0], self._student_key(experiment)
+    def student(self, experiment: str) -> tuple[nn.Module, pd.DataFrame]:
+        """The frozen student of an experiment and its training curve."""
+        teacher = self.teacher(experiment)[0]
         train, held_out = self.part(experiment, "train"), self.part(experiment, "selection")
         say_once(f"student: {experiment}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
         with seeds.threads(self.settings.run.training_threads):
-            student, history = train_student(
+            return train_student(
                 teacher, ClipReader(train, self.settings.channel), ClipReader(held_out, self.settings.channel), self.settings,
-                self.checkpoint(experiment, student=True), key, say)
-        return student, history, key
+                self.checkpoint(experiment, student=True), self._student_key(experiment), say)
 
     def detector(self, experiment: str, scaling_part: str = "scaling") -> Detector:
         """The detector of an experiment: networks, scaling and typicality fitted on bona fide validation speech.
