@@ -15,7 +15,7 @@ from lib import commands
 from lib.commands import UsageError
 
 BENCH = ("agreement", "inference", "training", "front-end", "precision", "command", "width", "memory")
-"""Parts of lib.bench, named here so that --help needs no torch."""
+"""Parts of benchmarks.bench, named here so that --help needs no torch."""
 
 
 class Parser(argparse.ArgumentParser):

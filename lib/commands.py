@@ -14,8 +14,7 @@ class UsageError(ValueError):
 
 
 def _settings(given: argparse.Namespace):
-    from lib.runner import parse_options
-    from lib.settings import SettingsError, load_settings
+    from lib.settings import SettingsError, load_settings, parse_options
 
     # A list of names is joined by plus signs, because commas part the options that a notebook is given.
     changes = {name: value.replace(",", "+") for name, value in parse_options(given.set).items()}
@@ -25,8 +24,8 @@ def _settings(given: argparse.Namespace):
 
 
 def study(given: argparse.Namespace) -> int:
-    from lib.plan import planned
-    from lib.runner import run_study
+    from lib.report.plan import planned
+    from lib.report.run import run_study
 
     settings, changes = _settings(given)
     only = tuple(number for item in given.only for number in item.split(","))
@@ -43,9 +42,9 @@ def train(given: argparse.Namespace) -> int:
     import contextlib
     import os
 
-    from lib.plan import planned
+    from lib.model.training import engine_of
+    from lib.report.plan import planned
     from lib.study import Study
-    from lib.training import engine_of
 
     settings, _ = _settings(given)
     engine = engine_of(settings)
@@ -70,7 +69,7 @@ def train(given: argparse.Namespace) -> int:
 
 
 def verify(given: argparse.Namespace) -> int:
-    from lib.runner import verify as compared
+    from lib.report.run import verify as compared
     from lib.settings import load_settings
 
     rows = compared(load_settings(given.preset).preset, given.reference)
@@ -86,8 +85,8 @@ def verify(given: argparse.Namespace) -> int:
 def pdf(given: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from lib.browser import Browser
     from lib.paths import REPORTS
+    from lib.report.browser import Browser
 
     pages = [Path(name) for name in given.pages] or [REPORTS / "index.html", *sorted((REPORTS / "html").glob("*.html"))]
     folder = Path(given.out) if given.out else None
@@ -107,7 +106,7 @@ def pdf(given: argparse.Namespace) -> int:
 
 def _score_manifest(given: argparse.Namespace) -> int:
     from lib.engine import current
-    from lib.shards import read_manifest, score_manifest
+    from lib.recordings.corpus import read_manifest, score_manifest
 
     others = (given.files, given.folder, given.json, given.csv, given.html, given.channel is not None, given.jobs != 1,
               given.precision != "fp32")
@@ -131,8 +130,8 @@ def _score_manifest(given: argparse.Namespace) -> int:
 def score(given: argparse.Namespace) -> int:
     if given.manifest:
         return _score_manifest(given)
-    from lib.recordings import audio_files, judged_all, load_detector
-    from lib.verdicts import UNKNOWN, as_json
+    from lib.recordings.judging import audio_files, judged_all, load_detector
+    from lib.recordings.verdicts import UNKNOWN, as_json
 
     paths = given.files + [path for folder in given.folder for path in audio_files(folder)]
     if not paths:
@@ -156,7 +155,7 @@ def score(given: argparse.Namespace) -> int:
     if given.csv:
         _write_csv(given.csv, found)
     if given.html:
-        from lib.recording_page import write_table
+        from lib.recordings.explaining import write_table
 
         write_table(found, given.html, f"{len(found)} recordings, alpha {given.alpha:g}.", names)
     return 1 if any(one.verdict == UNKNOWN for one in found) else 0
@@ -178,10 +177,10 @@ def _write_csv(path: str, found: list) -> None:
 
 def report(given: argparse.Namespace) -> int:
     from lib.detector import SHIPPED
-    from lib.known import read_known
-    from lib.recording_page import write_report
-    from lib.recordings import load_detector
-    from lib.verdicts import UNKNOWN
+    from lib.recordings.explaining import write_report
+    from lib.recordings.figures import read_known
+    from lib.recordings.judging import load_detector
+    from lib.recordings.verdicts import UNKNOWN
 
     detector, limits, names = load_detector(given.detector)
     one = write_report(detector, given.file, given.html, limits, given.alpha, names | {"alpha": given.alpha}, given.channel,
@@ -193,8 +192,8 @@ def report(given: argparse.Namespace) -> int:
 def calibrate(given: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from lib.recordings import audio_files
-    from lib.recordings import calibrate as calibrated
+    from lib.recordings.judging import audio_files
+    from lib.recordings.judging import calibrate as calibrated
 
     paths = [path for item in given.speech for path in (audio_files(item) if Path(item).is_dir() else [item])]
     detector, skipped = calibrated(paths, given.out, given.detector)
@@ -211,7 +210,7 @@ def calibrate(given: argparse.Namespace) -> int:
 
 
 def evaluate(given: argparse.Namespace) -> int:
-    from lib.scorefiles import evaluate as evaluated
+    from lib.evaluate.results import evaluate as evaluated
 
     found = evaluated(given.scores, given.key)
     for text in found["warnings"]:
@@ -229,7 +228,7 @@ def evaluate(given: argparse.Namespace) -> int:
 
         write_text(given.json, json.dumps(_finite({"schema": 1, **found}), indent=1, default=float) + "\n")
     if given.det:
-        from lib.det import write_det
+        from lib.evaluate.results import write_det
 
         write_det(given.scores, given.key, given.det)
     return 0
@@ -247,7 +246,7 @@ def _finite(value: object) -> object:
 def data(given: argparse.Namespace) -> int:
     import warnings
 
-    from lib.datasets import DATASETS, DatasetError, download_dataset, load_dataset
+    from lib.data.public import DATASETS, DatasetError, download_dataset, load_dataset
 
     if given.list:
         for one in DATASETS.values():
@@ -282,7 +281,7 @@ def data(given: argparse.Namespace) -> int:
 def bench(given: argparse.Namespace) -> int:
     import pandas as pd
 
-    from lib.bench import draw_cost, run
+    from benchmarks.bench import draw_cost, run
 
     if given.figure and given.only and not {"memory", "width"} <= set(given.only):
         raise ValueError("--figure draws the parts memory and width: add --only memory --only width, or leave --only out")

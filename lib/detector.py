@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,158 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lib.channel import FRAME, apply_channel, pass_channel
-from lib.discrepancy import LOCAL_HZ, LOCAL_S, READ_EXTENTS, SCALINGS, Scaling, band_means, moments, readings, residual
+from lib.data.channel import FRAME, apply_channel, pass_channel
 from lib.engine import side_by_side
-from lib.paths import atomic, file_digest, write_json
-from lib.pyramid import Block, EfficientNetPyramid, ResNetPyramid, Standardised, freeze, new_student
-from lib.settings import RATE_HZ, TOKEN_TEACHERS, Channel, Data, Network, Run, Scoring, Settings, Training, View
-from lib.spectrograms import activity, channel_count, hop_samples, image
-from lib.speech_models import token_teacher
+from lib.model.checkpoints import DetectorError
+from lib.model.discrepancy import band_means, residual
+from lib.model.images import activity, channel_count, hop_samples, image
+from lib.model.maps import Explanation, _colour_limits, _drawn, stride_of, upsampled
+from lib.model.networks import EfficientNetPyramid, new_student, token_teacher
+from lib.model.pyramid import PRECISIONS, ResNetPyramid, Standardised, folded, freeze
+from lib.model.scaling import LOCAL_HZ, LOCAL_S, POOLINGS, READ_EXTENTS, SCALINGS, Scaling, Typicality, moments, readings
+from lib.paths import SHIPPED, atomic, file_digest, write_json
+from lib.settings import RATE_HZ, TOKEN_TEACHERS, Scoring, Settings
 
-POOLINGS = ("mean", "max", "top", "quantile")
-PROFILE_SCORES = ("one_sided", "two_sided", "profile")
-SCORES = (*POOLINGS, *PROFILE_SCORES)
 BLOCK_S, OVERLAP_S = 20.0, 1.3
 """Longer recordings go through the networks in blocks. The deepest level sees 105 frames (0.84 s) to either side; the
 overlap is wider, so that blocks give what the whole recording would."""
-MOST_DRAWN = 100
-"""Bona fide clips whose maps give the colour scale."""
-
-
-class DetectorError(RuntimeError):
-    """A detector cannot be loaded or used; the message says what was expected and what to do."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where a recording is anomalous."""
-
-    anomaly: float  # up = fake
-    map: np.ndarray  # (frequency, frame): scaled discrepancy, in deviations of bona fide speech, on the image's grid
-    levels: list[np.ndarray]  # the same for each pyramid level
-    image: np.ndarray  # (channel, frequency, frame)
-    active: np.ndarray  # (frame,) bool
-    start_s: float  # where the map begins in the recording: leading pauses are trimmed
-    hop_s: float
-    row_hz: np.ndarray
-
-    @property
-    def cells(self) -> np.ndarray:
-        """The map's values where there is speech, (places,)."""
-        return self.map[:, self.active].ravel()
-
-
-def _drawn(count: int) -> range:
-    """Which of `count` bona fide clips give the colour scale: evenly spread, at most MOST_DRAWN."""
-    return range(0, count, -(-count // MOST_DRAWN))
-
-
-def _colour_limits(cells: Sequence[np.ndarray]) -> tuple[float, float]:
-    low, high = np.quantile(np.concatenate(cells), (0.5, 0.999))
-    return float(low), float(high)
-
-
-class Typicality:
-    """How far a discrepancy profile is from those of bona fide speech.
-
-    `distance` is the Mahalanobis distance with the Ledoit-Wolf shrunk covariance of bona fide profiles; `two_sided` the
-    root mean square of the standardised profile, which needs no covariance; both see what is too odd and what is too normal.
-    `one_sided` leaves out what is below the mean: for readings, less damage than in real speech. Directions that are left out
-    (lib/chains.py) count in none.
-    """
-
-    def __init__(self, mean: np.ndarray, deviation: np.ndarray, precision: np.ndarray, left_out: np.ndarray | None = None) -> None:
-        # A channel that is dead on bona fide speech has no spread of its own; waking up once, it must not drown all others.
-        self.deviation = np.maximum(deviation, 0.05 * np.median(deviation))
-        self.mean, self.precision = mean, precision
-        self.left_out = np.zeros((0, len(mean))) if left_out is None else left_out  # orthonormal (direction, dimension)
-
-    @classmethod
-    def fit(cls, profiles: np.ndarray) -> Typicality:
-        """Fit on bona fide profiles (clip, dimension). Raises ValueError for fewer than 3 clips or non-finite values."""
-        from sklearn.covariance import LedoitWolf
-
-        profiles = np.asarray(profiles, dtype=np.float64)
-        if len(profiles) < 3 or not np.isfinite(profiles).all():
-            raise ValueError(f"typicality needs at least 3 finite bona fide profiles, found {len(profiles)}")
-        model = cls(profiles.mean(0), profiles.std(0) + 1e-9, np.empty(0))
-        model.precision = LedoitWolf().fit((profiles - model.mean) / model.deviation).precision_
-        return model
-
-    def distance(self, profiles: np.ndarray) -> np.ndarray:
-        """Root of the squared Mahalanobis distance per dimension, (clip,); about 1 on bona fide speech."""
-        z = self.standardised(profiles)
-        return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", z, self.precision, z), 0) / z.shape[1])
-
-    def two_sided(self, profiles: np.ndarray) -> np.ndarray:
-        """Root mean square standardised profile, (clip,); about 1 on bona fide speech."""
-        return np.sqrt((self.standardised(profiles) ** 2).mean(1))
-
-    def one_sided(self, profiles: np.ndarray) -> np.ndarray:
-        """Root mean square of the positive part of the standardised profile, (clip,)."""
-        return np.sqrt((np.maximum(self.standardised(profiles), 0) ** 2).mean(1))
-
-    def score(self, pooling: str, profiles: np.ndarray) -> np.ndarray:
-        """The score of PROFILE_SCORES that `pooling` names, (clip,)."""
-        return {"one_sided": self.one_sided, "two_sided": self.two_sided, "profile": self.distance}[pooling](profiles)
-
-    def standardised(self, profiles: np.ndarray) -> np.ndarray:
-        """Profiles (clip, dimension) in deviations of bona fide speech, without what is left out."""
-        z = (np.asarray(profiles, dtype=np.float64) - self.mean) / self.deviation
-        return z - (z @ self.left_out.T) @ self.left_out
-
-    def without(self, left_out: np.ndarray) -> Typicality:
-        """The same with orthonormal directions (direction, dimension) of the standardised profile left out."""
-        return Typicality(self.mean, self.deviation, self.precision, left_out)
-
-
-def stride_of(size: int, level_size: int) -> int:
-    """Image rows for each row of a pyramid level, or frames for each frame: 4, 8, 16. Levels are rounded up, so that a whole
-    quotient is not enough: of 33 frames a stride of 16 leaves 3."""
-    powers = (2**power for power in range(size.bit_length() + 1))
-    return next((stride for stride in powers if -(-size // stride) == level_size), round(size / level_size))
-
-
-def upsampled(level: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """A level's map (frequency_l, frame_l) on the image's grid `shape`, bilinear.
-
-    Element i of a level is centred on image element i * stride (all kernels are odd and padded alike), so elements are
-    put exactly there; stretching a level to the image's size would shift it by up to a stride at the far end.
-    """
-    size = tuple((count - 1) * stride_of(wanted, count) + 1 for wanted, count in zip(shape, level.shape))
-    grown = functional.interpolate(level[None, None], size=size, mode="bilinear", align_corners=True)
-    lack = [max(0, wanted - have) for wanted, have in zip(shape, size)]
-    return functional.pad(grown, (0, lack[1], 0, lack[0]), mode="replicate")[0, 0, : shape[0], : shape[1]]
-
-
-PRECISIONS = ("fp32", "bf16")
-
-
-def folded(network: nn.Module, precision: str = "fp32") -> nn.Module:
-    """A copy for inference: batch norms folded into their convolutions, weights in channels-last order.
-
-    The same function up to rounding (about 1e-6), about 1.5 times as fast on a CPU. In bf16, ResNet pyramids compute in bfloat16:
-    rounding of about 1e-2, twice as fast again where the processor has instructions for it and slower where it has not.
-    """
-    import copy
-
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    network = copy.deepcopy(network).eval()
-    for module in list(network.modules()):
-        if isinstance(module, ResNetPyramid):
-            module.conv1, module.bn1 = fuse_conv_bn_eval(module.conv1, module.bn1), nn.Identity()
-        if isinstance(module, Block):
-            module.conv1, module.bn1 = fuse_conv_bn_eval(module.conv1, module.bn1), nn.Identity()
-            module.conv2, module.bn2 = fuse_conv_bn_eval(module.conv2, module.bn2), nn.Identity()
-            if module.downsample is not None:
-                module.downsample = fuse_conv_bn_eval(*module.downsample)
-    if precision == "bf16":
-        for module in network.modules():
-            if isinstance(module, ResNetPyramid):
-                module.to(torch.bfloat16)
-    return freeze(network).to(memory_format=torch.channels_last)
 
 
 class Detector:
@@ -408,7 +270,7 @@ class Detector:
         The networks stay. Half of the pieces, as long as the study's clips (5 s), serves scaling, the other half the threshold.
         Raises DetectorError where there are fewer than 8 pieces of at least 1 s.
         """
-        from lib.audio import read_audio
+        from lib.data.audio import read_audio
 
         clips, ids, length = [], [], round(self.settings.data.max_s * RATE_HZ)
         for path in paths:
@@ -449,7 +311,7 @@ class Detector:
         return self.score_prepared(prepared, active)
 
     def score_prepared(self, audio: np.ndarray, active: np.ndarray) -> float:
-        """Anomaly of a clip that went through the shared channel (lib.channel.apply_channel)."""
+        """Anomaly of a clip that went through the shared channel (lib.data.channel.apply_channel)."""
         return self.score_residuals(self.clip_residuals(audio, active)[1])
 
     def score_residuals(self, levels: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -484,7 +346,7 @@ class Detector:
 
     def explain_prepared(self, audio: np.ndarray, active: np.ndarray, start_s: float = 0.0,
                          kind: str | None = None) -> Explanation:
-        """The same for a clip that went through the shared channel; `kind` (of lib.discrepancy.SCALINGS) draws another map than
+        """The same for a clip that went through the shared channel; `kind` (of lib.model.scaling.SCALINGS) draws another map than
         `map_kind`. Pauses say nothing: there the map has its lowest value of this clip."""
         picture, levels = self.clip_residuals(audio, active)
         return self.explanation(picture, levels, active, start_s, kind)
@@ -492,7 +354,7 @@ class Detector:
     def explanation(self, picture: torch.Tensor, levels: list[tuple[torch.Tensor, torch.Tensor]], active: np.ndarray,
                     start_s: float = 0.0, kind: str | None = None) -> Explanation:
         """The same from what `clip_residuals` gave."""
-        from lib.spectrograms import row_hz
+        from lib.model.images import row_hz
 
         kind = kind or self.map_kind
         maps = [self.scaling.apply(index, parts, kind) for index, (parts, _) in enumerate(levels)]
@@ -534,7 +396,7 @@ class Detector:
 
         Nothing in the files can run code. Raises DetectorError for a missing, damaged, foreign or oversized file.
         """
-        from lib.checkpoints import read_detector
+        from lib.model.checkpoints import read_detector
 
         settings, tensors, sheet = read_detector(Path(folder) if folder else SHIPPED)
         part = lambda prefix: {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}  # noqa: E731
@@ -564,5 +426,3 @@ class Detector:
         return detector
 
 
-SHIPPED = Path(__file__).resolve().parent / "weights" / "detector"
-SECTIONS = {"data": Data, "channel": Channel, "view": View, "network": Network, "training": Training, "scoring": Scoring, "run": Run}

@@ -15,17 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(os.environ.get("STUDY_ROOT") or Path(__file__).resolve().parent.parent)
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of the library itself."""
+PROJECT = PACKAGE.parent
+ROOT = Path(os.environ.get("STUDY_ROOT") or PROJECT)
 """The project's folder; the environment variable STUDY_ROOT moves everything that is generated elsewhere."""
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-TEXTS = Path(__file__).resolve().parent / "texts"
+NOTEBOOKS = PROJECT / "notebooks"
+TEXTS = PACKAGE / "data" / "texts"
+TEMPLATES = PACKAGE / "report" / "templates"
+SHIPPED = PACKAGE / "weights" / "detector"
 DATA = ROOT / "data"
 PACKAGES = DATA / "packages"
 CLIPS = DATA / "clips"
 RUNS = ROOT / "runs"
 REPORTS = ROOT / "reports"
-REFERENCE = Path(__file__).resolve().parent.parent / "reports" / "reference"
+REFERENCE = PROJECT / "reports" / "reference"
 
 
 NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:24] or "host"
@@ -145,3 +150,9 @@ def digest_of(value: object, length: int = 12) -> str:
     """Short SHA-256 of a JSON-like value: the name of a cache entry."""
     text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def shown(path: object) -> str:
+    """A file name that can be printed and written: control characters and bytes that are not UTF-8 are spelled out."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -21,7 +21,7 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class Data:
     corpus: str = "embedded"  # embedded (Debian packages) or librispeech (needs the network); the next four replace it
-    train: tuple[str, ...] = ()  # corpora of bona fide training speech, NAME:FOLDER joined by +, see lib/roles.py
+    train: tuple[str, ...] = ()  # corpora of bona fide training speech, NAME:FOLDER joined by +, see lib/data/roles.py
     validation: tuple[str, ...] = ()  # of held-out bona fide speech; empty: a share of the training corpora
     test: tuple[str, ...] = ()  # of bona fide and fake test speech
     single: tuple[str, ...] = ()  # of the one-speaker experiment; empty: the test voice with the most clips
@@ -57,7 +57,7 @@ bin (cosine and sine: the group delay), log-magnitude through a short window, an
 (glottal pulses). Two further groups: "mel" is an image of its own, log-magnitude in `bins` mel bands; "wave", for teachers that hear
 waveforms, holds the samples themselves."""
 SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
-"""Teachers whose weights torchaudio downloads (lib/speech_models.py)."""
+"""Teachers whose weights torchaudio downloads (lib/model/speech_models.py)."""
 TOKEN_TEACHERS = ("whisper", *SPEECH_MODELS)
 """Teachers without a frequency axis: their levels have one row."""
 
@@ -242,3 +242,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scoring.combine": ("sum", "product"),
     "scoring.pooling": ("mean", "max", "top", "quantile", "one_sided", "two_sided", "profile"),
 }
+
+
+def parse_options(texts: list[str]) -> dict[str, str]:
+    """`["seed=1", "training.epochs=4"]` as a mapping; raises SettingsError for a text without an equals sign."""
+    for text in texts:
+        if "=" not in text:
+            raise SettingsError(f"expected NAME=VALUE, such as seed=1, not {text!r}")
+    return {name.strip(): value.strip() for name, value in (text.split("=", 1) for text in texts)}

@@ -8,7 +8,7 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,21 +19,22 @@ import pandas as pd
 import torch
 from torch import nn
 
-from lib import metrics, seeds
-from lib.audio import read_audio
-from lib.channel import apply_channel
-from lib.detector import PROFILE_SCORES, Detector, Typicality, folded
+from lib import seeds
+from lib.data.clips import DataError, prepare, require_bonafide, save_table, validation_parts
+from lib.data.reading import ClipReader, PreparedClips, voice_weights
+from lib.detector import Detector
 from lib.engine import end_with_parent, side_by_side
+from lib.model.images import image
+from lib.model.pyramid import folded
+from lib.model.scaling import PROFILE_SCORES, Typicality
+from lib.model.training import engine_of, steps_done, train_student, train_teacher
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
-from lib.protocols import DataError, prepare, require_bonafide, save_table, validation_parts
-from lib.runner import provenance
-from lib.settings import Channel, Scoring, Settings, load_settings
-from lib.spectrograms import image
-from lib.training import ClipReader, engine_of, steps_done, train_student, train_teacher, voice_weights
+from lib.report.exhibits import provenance
+from lib.settings import Scoring, Settings, load_settings
 
 if TYPE_CHECKING:
-    from lib.baselines import Baseline
-    from lib.exhibits import Exhibits
+    from lib.evaluate.baselines import Baseline
+    from lib.report.exhibits import Exhibits
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -81,21 +82,6 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {name.replace("|", "/"): saved[name] for name in saved.files}
 
 
-class PreparedClips(Sequence):
-    """Clips after the shared channel, each read anew when asked for, so that memory does not grow with their number."""
-
-    def __init__(self, paths: list[Path], channel: Channel) -> None:
-        self.paths, self.channel = paths, channel
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int | slice) -> tuple[np.ndarray, np.ndarray] | PreparedClips:
-        if isinstance(index, slice):
-            return PreparedClips(self.paths[index], self.channel)
-        return apply_channel(read_audio(self.paths[index], strict=False)[0], self.channel)
-
-
 class Study:
     """Everything that the notebooks share, computed on the first request.
 
@@ -131,7 +117,7 @@ class Study:
 
     @cached_property
     def clips(self) -> pd.DataFrame:
-        """The clip table (lib.protocols.prepare). The split and every choice of clips come from seed 0 whatever the
+        """The clip table (lib.data.clips.prepare). The split and every choice of clips come from seed 0 whatever the
         study's seed, so that repetitions differ in training alone."""
         key = digest_of([VERSION, dataclasses.asdict(self.settings.data)])
         path = self.folder / f"clips-{key}.parquet"
@@ -154,7 +140,7 @@ class Study:
 
     @cached_property
     def exhibits(self) -> Exhibits:
-        from lib.exhibits import Exhibits  # matplotlib: a worker that trains draws nothing
+        from lib.report.exhibits import Exhibits  # matplotlib: a worker that trains draws nothing
 
         return Exhibits(REPORTS, self.notebook, provenance(self.settings, self.data_digest))
 
@@ -317,7 +303,7 @@ class Study:
         ablation without a student on the clips behind the detector's own typicality. Supervised ones also see fakes: the
         development fakes, whose generators are in no test.
         """
-        from lib.baselines import BASELINES
+        from lib.evaluate.results import BASELINES
 
         clips = self.test(experiment)
         clips = clips[clips[experiment] == "test"]
@@ -437,43 +423,5 @@ def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------------
-
-
-def clusters(table: pd.DataFrame, experiment: str) -> np.ndarray:
-    """Cluster of each clip for the bootstrap: the speaker, or with one speaker the real clip that pairs share."""
-    parents = np.where(table.parent == "", table.clip_id, table.parent)
-    return parents if experiment == "single" else np.asarray(table.speaker)
-
-
-def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: str = "test", seed: int = 0,
-                  intervals: bool = True) -> pd.DataFrame:
-    """One row a generator and control: AUC and EER (fake = positive) with 95 % clustered bootstrap intervals.
-
-    split "test": test fakes against the bona fide test clips; "development": development fakes against the development clips.
-    """
-    fakes = scores[(scores[experiment] == split) & (scores.role != "bonafide")]
-    real = scores[(scores.role == "bonafide") & (scores[experiment] == ("test" if split == "test" else "validation"))]
-    rows = []
-    for (role, family, name), group in fakes.groupby(["role", "family", "generator"], sort=False):
-        b, s = real.score.to_numpy(), group.score.to_numpy()
-        row = {"experiment": experiment, "kind": role, "family": family, "generator": name, "clips": len(group),
-               "auc": metrics.area_under_curve(b, s), "eer": metrics.equal_error_rate(b, s)[0]}
-        if intervals:
-            given = (b, s, clusters(real, experiment), clusters(group, experiment), resamples)
-            row["auc_low"], row["auc_high"] = metrics.clustered_bootstrap(metrics.area_under_curve, *given, seed=seed)
-            row["eer_low"], row["eer_high"] = metrics.clustered_bootstrap(
-                lambda one, two: metrics.equal_error_rate(one, two)[0], *given, seed=seed)
-        rows.append(row)
-    order = {"copysynth": 0, "tts": 1, "spoof": 2, "control": 3}
-    return pd.DataFrame(rows).sort_values("kind", key=lambda kind: kind.map(order), kind="stable").reset_index(drop=True)
-
-
-def summary_row(table: pd.DataFrame) -> dict[str, float]:
-    """Means over generators: copy-synthesis (the headline), text to speech, all fakes, lowest; and the resample control."""
-    fakes = table[table.kind != "control"]
-    mean = lambda rows: float(rows.auc.mean()) if len(rows) else float("nan")  # noqa: E731
-    control = table[table.generator == "control_resample"].auc
-    return {"copysynth": mean(table[table.kind == "copysynth"]), "tts": mean(table[table.kind == "tts"]), "all": mean(fakes),
-            "lowest": float(fakes.auc.min()), "control": float(control.iloc[0]) if len(control) else float("nan")}
 
 

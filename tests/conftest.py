@@ -33,11 +33,12 @@ def voice():
 @pytest.fixture(scope="session")
 def tiny_detector():
     """A detector of width 4 with random networks, calibrated on 24 toy clips: every path of the real one, in seconds."""
-    from lib.channel import apply_channel
+    from lib.data.channel import apply_channel
     from lib.detector import Detector
-    from lib.pyramid import ResNetPyramid, Standardised, initialise, new_student, settle
+    from lib.model.images import channel_count, image
+    from lib.model.networks import new_student
+    from lib.model.pyramid import ResNetPyramid, Standardised, initialise, settle
     from lib.settings import load_settings
-    from lib.spectrograms import channel_count, image
 
     torch.set_num_threads(1)
     settings = load_settings("smoke", options={"network.teacher_width": 4, "network.student_width": 4, "network.teacher": "random"})

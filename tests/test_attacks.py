@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.attacks import TAPS, Target, anomaly_tensor, attack_table, filtered, image_map, learned_filter, moved_image, pictured
-from lib.channel import apply_channel
+from lib.audit.attacks import TAPS, Target, anomaly_tensor, attack_table, filtered, image_map, learned_filter, moved_image, pictured
+from lib.data.channel import apply_channel
 from lib.detector import Detector
 from tests.conftest import toy_speech
 

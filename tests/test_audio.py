@@ -1,4 +1,4 @@
-"""`lib.audio`: every bad recording by name, and what reading and writing keep."""
+"""`lib.data.audio`: every bad recording by name, and what reading and writing keep."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.audio import AudioError, _container_warnings, decode_g722, iter_audio, read_audio, write_audio
+from lib.data.audio import AudioError, _container_warnings, decode_g722, iter_audio, read_audio, write_audio
 
 RATE = 16_000
 
@@ -315,7 +315,7 @@ def test_mostly_silence(save):
 
 
 def test_very_long(save, monkeypatch):
-    monkeypatch.setattr("lib.audio.LONG_SECONDS", 2.0)
+    monkeypatch.setattr("lib.data.audio.LONG_SECONDS", 2.0)
     warned(save(wav_bytes(pcm(speech(3)))), "very long")
 
 
@@ -363,7 +363,7 @@ def test_write_refuses(tmp_path, audio, word):
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     write_audio(tmp_path / "clip.flac", speech(), RATE)
     before = (tmp_path / "clip.flac").read_bytes()
-    monkeypatch.setattr("lib.audio.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("lib.data.audio.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
         write_audio(tmp_path / "clip.flac", speech(2), RATE)
     assert (tmp_path / "clip.flac").read_bytes() == before

@@ -8,12 +8,15 @@ import pytest
 import torch
 from scipy.signal import sosfilt
 
-from lib import baseline_networks, metrics, seeds, supervised
-from lib.baselines import BASELINES, activity_at, checked_clips, lfcc, log_mel, trivial_auc, trivial_numbers
-from lib.channel import FRAME, active_frames, apply_channel
-from lib.pyramid import ResNetPyramid, initialise
+from lib import seeds
+from lib.audit.shortcuts import trivial_auc
+from lib.data.channel import FRAME, active_frames, apply_channel
+from lib.evaluate import baseline_networks, metrics, supervised
+from lib.evaluate.baselines import activity_at, checked_clips, lfcc, log_mel, trivial_numbers
+from lib.evaluate.results import BASELINES
+from lib.model.images import row_hz
+from lib.model.pyramid import ResNetPyramid, initialise
 from lib.settings import RATE_HZ, Channel, View
-from lib.spectrograms import row_hz
 
 CHANNEL = Channel()
 ONE_CLASS = [name for name, entry in BASELINES.items() if entry.kind != "supervised"]

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from lib.bench import draw_cost
+from benchmarks.bench import draw_cost
 
 TABLE = pd.DataFrame([
     {"what": "memory", "variant": work, "hours": hours, "seconds": 40 * hours, "peak MB": 800 + slope * hours}

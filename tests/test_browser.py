@@ -11,9 +11,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from lib.browser import Browser, BrowserError, executable
 from lib.cli import main
-from lib.html import TEMPLATES, export_notebook, write_index
+from lib.report.browser import Browser, BrowserError, executable
+from lib.report.html import TEMPLATES, export_notebook, write_index
 from lib.settings import RATE_HZ
 from tests.test_html import cells, png, save, text64
 

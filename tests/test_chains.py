@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lib.chains import directions
-from lib.detector import Typicality
+from lib.audit.chains import directions
+from lib.model.scaling import Typicality
 
 
 def test_the_first_direction_is_that_of_the_largest_movement():

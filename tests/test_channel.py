@@ -3,7 +3,7 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
-from lib.channel import (
+from lib.data.channel import (
     FRAME,
     active_frames,
     apply_channel,

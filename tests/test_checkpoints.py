@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lib import checkpoints
-from lib.detector import Detector, DetectorError
+from lib.detector import Detector
+from lib.model import checkpoints
+from lib.model.checkpoints import DetectorError
 from lib.paths import file_digest
 from lib.settings import RATE_HZ
 

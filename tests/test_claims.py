@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from lib.claims import FAILS, HOLDS, PART, RULES, UNTESTED, limits, verdicts
+from lib.evaluate.claims import FAILS, HOLDS, PART, RULES, UNTESTED, limits, verdicts
 from lib.paths import REFERENCE
 
 

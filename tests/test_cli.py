@@ -18,12 +18,12 @@ import soundfile
 from lib import commands
 from lib.cli import main, parser
 from lib.commands import _settings as commands_settings
-from lib.html import remote_urls
-from lib.plan import KEPT_BYTES, Plan, PlanError, duration, planned, size, stated_seconds
-from lib.roles import roles_of
-from lib.runner import notebooks
+from lib.data.reading import ClipReader
+from lib.data.roles import roles_of
+from lib.report.html import remote_urls
+from lib.report.plan import KEPT_BYTES, Plan, PlanError, duration, planned, size, stated_seconds
+from lib.report.run import notebooks
 from lib.settings import RATE_HZ, load_settings
-from lib.training import ClipReader
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_with_130_and_one_line(capsys, monkeypatch):
 
 def test_study_hands_everything_to_the_runner(monkeypatch):
     called = []
-    monkeypatch.setattr("lib.runner.run_study", lambda *arguments, **named: called.append(arguments))
+    monkeypatch.setattr("lib.report.run.run_study", lambda *arguments, **named: called.append(arguments))
     monkeypatch.setattr(Plan, "require_disk", lambda plan: None)
     assert main(["study", "--preset", "smoke", "--only", "30", "--only", "31,32", "--set", "seed=3", "--set", "run.seeds=1",
                  "--set", "data.generators=world,hibari", "--force"]) == 0
@@ -101,7 +101,7 @@ def test_study_errors_are_one_line(capsys, monkeypatch):
     def stopped(*_, **__):
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr("lib.runner.run_study", stopped)
+    monkeypatch.setattr("lib.report.run.run_study", stopped)
     assert "first line second line" in failed(capsys, 1, "study", "--preset", "smoke")
 
 
@@ -121,7 +121,7 @@ def test_the_plan_grows_with_the_settings_and_the_disk_is_checked(monkeypatch):
 
 
 def test_the_plan_of_the_paper_preset_is_estimated_and_its_memory_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.plan.RUNS", tmp_path)  # an earlier run's measured times are others than the stated ones
+    monkeypatch.setattr("lib.report.plan.RUNS", tmp_path)  # an earlier run's measured times are others than the stated ones
     study, paper, more = planned(load_settings("study")), planned(load_settings("paper")), planned(load_settings(
         "paper", 0, {"data.multi_train_per_speaker": "40000"}))
     assert all(stage.seconds and stage.source in ("measured", "stated", "estimated") for stage in paper.stages)
@@ -135,7 +135,7 @@ def test_the_plan_of_the_paper_preset_is_estimated_and_its_memory_bounded(tmp_pa
 
 def test_too_little_disk_stops_the_study_before_it_starts(capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
-    monkeypatch.setattr("lib.runner.run_study", lambda *_, **__: pytest.fail("it started"))
+    monkeypatch.setattr("lib.report.run.run_study", lambda *_, **__: pytest.fail("it started"))
     assert "1 MB free" in failed(capsys, 1, "study", "--preset", "smoke")
     assert main(["study", "--preset", "smoke", "--plan"]) == 1
 
@@ -152,7 +152,7 @@ def test_times_and_sizes_in_words():
 
 @pytest.mark.parametrize(("colours", "code"), [(("green", "amber"), 0), (("green", "red"), 1)])
 def test_verify_prints_a_line_a_table_and_fails_on_red(capsys, monkeypatch, colours, code):
-    monkeypatch.setattr("lib.runner.verify", lambda preset, reference: [(f"{colour}.csv", colour, "why") for colour in colours])
+    monkeypatch.setattr("lib.report.run.verify", lambda preset, reference: [(f"{colour}.csv", colour, "why") for colour in colours])
     assert main(["verify", "--preset", "smoke"]) == code
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all(colour in line and "\033" not in line for colour, line in zip(colours, lines))
@@ -183,7 +183,7 @@ def test_one_bad_file_stops_no_other_and_shows_in_the_exit_code(capsys, clip, sa
 def test_score_errors_are_one_line(capsys, clip, tmp_path, monkeypatch):
     assert "missing" in failed(capsys, 1, "score", clip, "--detector", tmp_path)
     assert "no such folder" in failed(capsys, 1, "score", "--folder", tmp_path / "none")
-    monkeypatch.setattr("lib.recordings.SHIPPED", tmp_path)
+    monkeypatch.setattr("lib.recordings.judging.SHIPPED", tmp_path)
     assert "make study" in failed(capsys, 1, "score", clip)
 
 

@@ -3,22 +3,9 @@ import pandas as pd
 import pytest
 
 from lib import seeds
-from lib.degradations import (
-    CONDITIONS,
-    INTERVENTIONS,
-    babble,
-    ffmpeg_codec,
-    intervention_table,
-    joined,
-    levelled,
-    noise,
-    pauses_cut,
-    pauses_muted,
-    silence,
-    swap_table,
-    transplanted,
-    untouched,
-)
+from lib.audit.robustness import CONDITIONS
+from lib.audit.shortcuts import INTERVENTIONS, intervention_table, swap_table, transplanted
+from lib.data.degradations import babble, ffmpeg_codec, joined, levelled, noise, pauses_cut, pauses_muted, silence, untouched
 from tests.conftest import RATE, toy_speech
 
 RANDOM = seeds.stream(0, "degradations")

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib.channel import apply_channel
-from lib.detector import Detector, DetectorError, Typicality, folded
-from lib.spectrograms import channel_count
+from lib.data.channel import apply_channel
+from lib.detector import Detector
+from lib.model.checkpoints import DetectorError
+from lib.model.images import channel_count
+from lib.model.pyramid import folded
+from lib.model.scaling import Typicality
 from tests.conftest import RATE, toy_speech
 
 
@@ -113,7 +116,7 @@ def test_p_values_are_conformal(tiny_detector):
 
 
 def test_recalibration_on_own_recordings(saved_detector, tmp_path):
-    from lib.audio import write_audio
+    from lib.data.audio import write_audio
 
     for number in range(6):
         write_audio(tmp_path / f"{number}.wav", toy_speech(9.0, 40 + number), RATE)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.discrepancy import SCALINGS, Scaling, discrepancy, local_mean, matching_loss, residual
+from lib.model.discrepancy import discrepancy, matching_loss, residual
+from lib.model.scaling import SCALINGS, Scaling, local_mean
 
 
 def features(seed: int, channels: int = 5, rows: int = 6, frames: int = 40) -> torch.Tensor:

@@ -98,7 +98,7 @@ def test_channels_last_changes_nothing_but_rounding(clips, tmp_path):
 def test_channels_last_resumes_bit_for_bit(clips, tmp_path, monkeypatch):
     options = LAST | {"training.precision": "bf16"}
     whole = train(clips, tmp_path / "whole", **options)[0].state_dict()
-    from lib import training
+    from lib.model import training
 
     kept, calls = training._kept, []
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lib.exhibits import Exhibits
+from lib.report.exhibits import Exhibits
 
 
 @pytest.fixture

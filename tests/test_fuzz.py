@@ -15,12 +15,13 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.audio import AudioError, iter_audio, read_audio
-from lib.detector import Detector, DetectorError
+from lib.data.audio import AudioError, iter_audio, read_audio
+from lib.detector import Detector
+from lib.model.checkpoints import DetectorError
 from lib.paths import file_digest
-from lib.recordings import judged
+from lib.recordings.judging import judged
+from lib.recordings.verdicts import UNKNOWN
 from lib.settings import SettingsError, load_settings
-from lib.verdicts import UNKNOWN
 
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None, derandomize="FUZZ_EXAMPLES" not in os.environ,
                   suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.generators import GENERATORS, available
+from lib.data.generators import GENERATORS, available
 from tests.conftest import toy_speech
 
 AUDIO = toy_speech(1.2, 4)
@@ -37,10 +37,10 @@ def test_families_and_roles():
 
 
 def test_what_is_missing_is_said_with_its_remedy(monkeypatch):
-    import lib.generators
+    import lib.data.generators
 
-    monkeypatch.setattr(lib.generators.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(lib.generators.shutil, "which", lambda name: None)
+    monkeypatch.setattr(lib.data.generators.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lib.data.generators.shutil, "which", lambda name: None)
     ready, missing = available(("world", "espeak_ru"))
     assert not ready and "pip install 'pyworld'" in missing[0] and "apt-get install espeak-ng" in missing[1]
     with pytest.raises(KeyError, match="unknown generator"):

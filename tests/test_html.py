@@ -1,4 +1,4 @@
-"""`lib.html`: reports that load nothing, hide nothing and read well."""
+"""`lib.report.html`: reports that load nothing, hide nothing and read well."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from lib.html import POLICY, SCRIPT, export_notebook, notebook_facts, remote_urls, write_index
+from lib.report.html import POLICY, SCRIPT, export_notebook, notebook_facts, remote_urls, write_index
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 

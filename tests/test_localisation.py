@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.localisation import KINDS, Edit, coarse, edited, frame_measures, measured, pro
+from lib.audit.localisation import KINDS, Edit, coarse, edited, frame_measures, measured, pro
 from lib.settings import load_settings
 from tests.conftest import toy_speech
 

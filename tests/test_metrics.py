@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import metrics
-from lib.metrics import MetricError
+from lib.evaluate import metrics
+from lib.evaluate.metrics import MetricError
 
 SCORES = st.lists(st.integers(-40, 40), min_size=1, max_size=25)
 TWO_SCORE_FUNCTIONS = [metrics.detection_curve, metrics.equal_error_rate, metrics.area_under_curve,

@@ -11,9 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib.browser import Browser, BrowserError, executable
-from lib.html import remote_urls
-from lib.runner import notebook_parameters
+from lib.report.browser import Browser, BrowserError, executable
+from lib.report.html import remote_urls
+from lib.report.run import notebook_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

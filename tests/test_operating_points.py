@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.operating_points import CONSTRUCTIONS, detection, p_values, points, smallest
+from lib.audit.operating_points import CONSTRUCTIONS, detection, p_values, points, smallest
 
 
 def voices(random, count, clips, spread=1.0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.perturbations import CHANGES, KINDS, Damage, Grid, averaged_periods, perturbed
+from lib.model.perturbations import CHANGES, KINDS, Damage, Grid, averaged_periods, perturbed
 from tests.conftest import toy_speech
 
 VOICES = torch.from_numpy(np.stack([toy_speech(1.0, seed, 100 + 10 * seed) for seed in range(6)]))

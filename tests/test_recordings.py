@@ -12,17 +12,19 @@ import soundfile
 import torch
 from bs4 import BeautifulSoup
 
-from lib.audio import AudioReport
-from lib.channel import pass_channel
-from lib.detector import Detector, DetectorError
-from lib.html import remote_urls
-from lib.known import Known, read_known, write_known
-from lib.recording_figures import decibels, threshold
-from lib.recording_page import Collected, heard, meaning_of_map, where, write_report, write_table
-from lib.recordings import audio_files, calibrate, judged, judged_all, load_detector, pieces
+from lib.data.audio import AudioReport
+from lib.data.channel import pass_channel
+from lib.detector import Detector
+from lib.evaluate.metrics import conformal
+from lib.model.checkpoints import DetectorError
+from lib.model.images import image
+from lib.paths import shown
+from lib.recordings.explaining import Collected, heard, meaning_of_map, where, write_report, write_table
+from lib.recordings.figures import Known, decibels, read_known, threshold, write_known
+from lib.recordings.judging import audio_files, calibrate, judged, judged_all, load_detector, pieces
+from lib.recordings.verdicts import FAKE, REAL, UNKNOWN, Limits, Part, Recording, as_json, verdict_on
+from lib.report.html import remote_urls
 from lib.settings import RATE_HZ, Channel, View
-from lib.spectrograms import image
-from lib.verdicts import FAKE, REAL, UNKNOWN, Limits, Part, Recording, as_json, conformal, shown, verdict_on
 
 HOSTILE = "<script>alert(1)<-script>'\"&.wav"
 
@@ -413,6 +415,6 @@ def test_damaged_limits_are_refused(tiny_detector, tmp_path, text):
 
 
 def test_without_a_shipped_detector_the_error_says_how_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setattr("lib.recordings.SHIPPED", tmp_path)
+    monkeypatch.setattr("lib.recordings.judging.SHIPPED", tmp_path)
     with pytest.raises(DetectorError, match="make study.*--detector"):
         load_detector()

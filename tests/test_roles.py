@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import soundfile
 
-from lib import protocols
-from lib.layouts import DatasetError
+from lib.data import clips as protocols
+from lib.data.clips import check_table, prepare, single_budget
+from lib.data.layouts import DatasetError
+from lib.data.roles import RoleError, cast_of, roles_of
 from lib.paths import NODE
-from lib.protocols import check_table, prepare, single_budget
-from lib.roles import RoleError, cast_of, roles_of
 from lib.settings import Data, load_settings
 from tests.conftest import toy_speech
 
@@ -143,7 +143,7 @@ def test_a_voice_with_fewer_clips_than_wanted_keeps_the_proportions():
 CHILD = """
 import sys, pathlib
 from lib.paths import clear_stale_once
-from lib.protocols import prepare, save_table
+from lib.data.clips import prepare, save_table
 from tests.test_roles import options
 if __name__ == "__main__":  # workers import this file
     clear_stale_once()  # as lib.study.Study does

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import metrics, scorefiles
-from lib.scorefiles import ScoreFileError, evaluate, read_key, read_scores, write_key, write_scores
+from lib.data import scorefiles
+from lib.data.scorefiles import ScoreFileError, read_key, read_scores, write_key, write_scores
+from lib.evaluate import metrics
+from lib.evaluate.results import evaluate
 
 
 def saved(folder, text, name="scores.txt"):

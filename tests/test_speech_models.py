@@ -7,14 +7,13 @@ import pytest
 import torch
 from torchaudio.models import wav2vec2_model
 
-from lib import speech_models
-from lib.channel import apply_channel
+from lib.data.channel import apply_channel
 from lib.detector import Detector
-from lib.pyramid import Standardised, freeze, new_student
+from lib.model import networks as speech_models
+from lib.model.images import channel_slice, image
+from lib.model.networks import SpeechModelPyramid, new_student, teacher_lack, token_teacher
+from lib.model.pyramid import Standardised, freeze
 from lib.settings import SPEECH_MODELS, Channel, View, load_settings
-from lib.spectrograms import channel_slice, image
-from lib.speech_models import SpeechModelPyramid, token_teacher
-from lib.training import teacher_lack
 from tests.conftest import RATE, toy_speech
 
 VIEW = View(channels=("level", "wave"))

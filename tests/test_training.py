@@ -16,8 +16,10 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from lib.data.reading import ClipReader, voice_weights
+from lib.model.checkpoints import CheckpointError
+from lib.model.training import augmented, learning_rate, train_student, train_teacher
 from lib.settings import load_settings
-from lib.training import CheckpointError, ClipReader, augmented, learning_rate, train_student, train_teacher, voice_weights
 from tests.conftest import toy_speech
 
 OPTIONS = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4, "training.student_steps": 12,

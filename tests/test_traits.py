@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
-from lib.abstention import NUMBERS as CONDITION
-from lib.abstention import condition_numbers
-from lib.baselines import NUMBERS as TRIVIAL
-from lib.baselines import trivial_numbers
-from lib.channel import FRAME, active_frames
-from lib.traits import traits
+from lib.audit.robustness import NUMBERS as CONDITION
+from lib.audit.robustness import condition_numbers
+from lib.data.channel import FRAME, active_frames, traits
+from lib.evaluate.baselines import NUMBERS as TRIVIAL
+from lib.evaluate.baselines import trivial_numbers
 from tests.conftest import RATE, toy_speech
 
 

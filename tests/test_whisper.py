@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lib.channel import apply_channel
-from lib.detector import Detector, stride_of, upsampled
-from lib.pyramid import Standardised, freeze, new_student
+from lib.data.channel import apply_channel
+from lib.detector import Detector
+from lib.model.images import image
+from lib.model.maps import stride_of, upsampled
+from lib.model.networks import new_student, teacher_lack
+from lib.model.pyramid import Standardised, freeze
+from lib.model.whisper import WeightsError, WhisperPyramid, encoder_state, mel_matrix, read_variables, resampled
 from lib.settings import Channel, View, load_settings
-from lib.spectrograms import image
-from lib.training import teacher_lack
-from lib.whisper import WeightsError, WhisperPyramid, encoder_state, mel_matrix, read_variables, resampled
 from tests.conftest import RATE, toy_speech
 
 CODES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}

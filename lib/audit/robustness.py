@@ -1,0 +1,167 @@
+"""Owns robustness (notebook 42): conditions, scores under them, and abstention outside what calibration knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lib import seeds
+from lib.data.channel import active_frames, apply_channel, traits
+from lib.data.degradations import (
+    Degradation,
+    MissingEncoder,
+    _coded,
+    _p,
+    babble,
+    clipped,
+    cut,
+    gain,
+    joined,
+    noise,
+    pauses_cut,
+    resampled,
+    room,
+    silence,
+)
+from lib.detector import Detector
+from lib.study import Study
+
+CONDITIONS: dict[str, dict[str, Degradation]] = {
+    "codec": {
+        **{f"MP3 {kbps} kb/s": _coded("libmp3lame", "mp3", kbps=kbps) for kbps in (96, 64, 32, 16)},
+        **{f"AAC {kbps} kb/s": _coded("aac", "adts", kbps=kbps) for kbps in (64, 32, 16)},
+        **{f"Opus {kbps} kb/s": _coded("libopus", "ogg", kbps=kbps) for kbps in (32, 16, 8)},
+        **{f"Vorbis {kbps} kb/s": _coded("libvorbis", "ogg", kbps=kbps) for kbps in (80, 48, 32)},
+        **{f"G.722 {kbps} kb/s": _coded("g722", "g722", kbps=kbps) for kbps in (64, 48)},
+        **{f"mu-law {kbps} kb/s": _coded("pcm_mulaw", "mulaw", rate_hz=rate) for kbps, rate in ((128, 16000), (64, 8000))},
+    },
+    "noise": {
+        **{f"white {snr} dB": _p(noise, snr_db=snr) for snr in (30, 20, 10, 0)},
+        **{f"pink {snr} dB": _p(noise, snr_db=snr, colour="pink") for snr in (30, 20, 10, 0)},
+    },
+    "room": {f"RT60 {rt60} s": _p(room, rt60_s=rt60) for rt60 in (0.2, 0.5, 1.0)},
+    "rate": {f"{rate / 1000:g} kHz and back": _p(resampled, rate_hz=rate) for rate in (8000, 11025, 22050, 32000, 44100, 48000)},
+    "length": {**{f"{seconds:g} s": _p(cut, seconds=seconds) for seconds in (0.5, 1.0, 2.0, 4.0)}, "10 s": _p(joined, seconds=10.0)},
+    "silence": {"1 s of silence before": _p(silence, seconds=1.0), "1 s of silence inside": _p(silence, seconds=1.0, inside=True),
+                "pauses cut": pauses_cut},
+    "level": {"gain -20 dB": _p(gain, db=-20), **{f"clipped {share:.0%}": _p(clipped, share=share) for share in (0.01, 0.05, 0.2)}},
+}
+"""Conditions of notebook 42 by group; `robustness` adds the babble, which needs voices."""
+
+
+SNRS_DB = (30, 20, 10, 0)
+
+
+def robustness(study: Study, talkers: int = 24) -> dict[str, dict[str, Degradation]]:
+    """`CONDITIONS`, and babble of the multi-speaker experiment's bona fide training voices, which are in no test."""
+    from lib.data.audio import read_audio
+    from lib.paths import DATA
+
+    clips = study.part("multi", "train")
+    clips = clips.iloc[seeds.stream(0, "babble").permutation(len(clips))[:talkers]]
+    voices = [read_audio(DATA / path, strict=False)[0] for path in clips.path]
+    talk = {f"babble {snr} dB": _p(babble, snr_db=snr, voices=voices) for snr in SNRS_DB}
+    return {group: names | (talk if group == "noise" else {}) for group, names in CONDITIONS.items()}
+
+
+def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, conditions: dict[str, Degradation],
+                    limit: int = 40, known: Known | None = None, also: dict[str, Detector] | None = None) -> pd.DataFrame:
+    """Anomaly of up to `limit` clips of each generator under each condition: `clip_id, generator, role, parent, speaker,
+    condition, anomaly`; with `known`, also `outside`, whether the clip is outside what calibration covers; and a column
+    of anomaly for each detector of `also`, which has the same networks and scores otherwise.
+
+    A clip that a condition leaves without speech has no anomaly (NaN). A condition that cannot be made (a missing encoder) is
+    left out and said.
+    """
+    from lib.data.audio import read_audio
+    from lib.paths import DATA
+
+    others = also or {}
+    clips = clips.groupby("generator", sort=False).head(limit).reset_index(drop=True)
+    audios = [read_audio(DATA / path, strict=False)[0] for path in clips.path]
+    # The next clip of the same source, for conditions that need a second one.
+    followers = np.zeros(len(clips), dtype=int)
+    for index in clips.groupby("generator", sort=False).indices.values():
+        followers[index] = np.roll(index, -1)
+    rows = []
+    for name, degrade in conditions.items():
+        joins = getattr(degrade, "func", None) is joined
+
+        def scored(index: int, degrade: Degradation = degrade, name: str = name, joins: bool = joins) -> tuple:
+            given = {"other": audios[followers[index]]} if joins else {}
+            touched = degrade(audios[index], seeds.stream(0, name, clips.clip_id[index]), **given)
+            try:
+                levels = detector.clip_residuals(*apply_channel(touched, study.settings.channel))[1]
+                anomalies = [one.score_residuals(levels) for one in (detector, *others.values())]
+            except ValueError:
+                anomalies = [float("nan")] * (1 + len(others))
+            return bool(known and known.outside(touched)), *anomalies
+
+        try:
+            for clip, found in zip(clips.itertuples(), list(study.side_by_side(scored, range(len(clips))))):
+                rows.append((clip.clip_id, clip.generator, clip.role, clip.parent, clip.speaker, name, *found))
+        except MissingEncoder as error:
+            print(f"left out: {name}: {error}")
+    table = pd.DataFrame(rows, columns=["clip_id", "generator", "role", "parent", "speaker", "condition", "outside", "anomaly", *others])
+    return table if known else table.drop(columns="outside")
+
+
+# The least spread of each number: bona fide speech from one studio hardly varies, and a hair's breadth is no new condition.
+NUMBERS = {"noise_floor_db": 2.0, "bandwidth_hz": 300.0, "tilt_db_per_octave": 0.5, "crest_db": 0.7, "clipped_share": 0.001,
+           "speech_s": 0.3}
+
+
+def condition_numbers(audio: np.ndarray) -> np.ndarray:
+    """The six numbers of `NUMBERS` (`lib.data.channel.traits`) of audio (samples,) at 16 kHz, before the shared channel, (6,).
+
+    An offset is taken out first. The noise floor counts as at most 60 dB below the active level: the shared channel's own floor
+    is higher.
+    """
+    audio = np.asarray(audio, dtype=np.float64)
+    audio = audio - audio.mean()
+    found = traits(audio, active_frames(audio, 35.0))
+    found["noise_floor_db"] = max(-60.0, found["noise_floor_db"])
+    return np.array([found[name] for name in NUMBERS])
+
+
+@dataclass(frozen=True)
+class Known:
+    """What bona fide calibration speech is like."""
+
+    middle: np.ndarray  # (6,) median of each number
+    spread: np.ndarray  # (6,) scaled median absolute deviation
+    limit: float  # largest standardised deviation that is still known
+
+    @classmethod
+    def fit(cls, fitting: Iterable[np.ndarray], calibration: Iterable[np.ndarray], rate: float = 0.02) -> Known:
+        """From bona fide recordings before the shared channel: middle and spread from `fitting`, the limit from `calibration`, of
+        which at most the share `rate` is outside. Raises ValueError for fewer than 3 recordings of either."""
+        fitted, further = (np.array([condition_numbers(audio) for audio in part]) for part in (fitting, calibration))
+        if min(len(fitted), len(further)) < 3:
+            raise ValueError(f"expected at least 3 bona fide recordings twice, found {len(fitted)} and {len(further)}")
+        middle = np.median(fitted, axis=0)
+        spread = np.maximum(1.4826 * np.median(np.abs(fitted - middle), axis=0), list(NUMBERS.values()))
+        found = np.sort(np.abs((further - middle) / spread).max(1))
+        # Conformal: p <= rate where fewer than rate * (n + 1) - 1 calibration clips are as extreme; few clips: beyond them all.
+        rank = min(len(found), int(np.ceil((1 - rate) * (len(found) + 1))))
+        return cls(middle, spread, float(found[rank - 1]))
+
+    def deviations(self, audio: np.ndarray) -> dict[str, float]:
+        """Standardised deviation of each number of a recording."""
+        return dict(zip(NUMBERS, ((condition_numbers(audio) - self.middle) / self.spread).tolist()))
+
+    def outside(self, audio: np.ndarray) -> bool:
+        """Whether a recording (samples,) is outside what calibration covers."""
+        return max(abs(value) for value in self.deviations(audio).values()) > self.limit
+
+
+def known_from(study, experiment: str) -> Known:
+    """What the bona fide validation speech of an experiment is like: numbers from its scaling part, limit from its threshold part."""
+    from lib.data.audio import read_audio
+    from lib.paths import DATA
+
+    parts = ([read_audio(DATA / path, strict=False)[0] for path in study.part(experiment, name).path] for name in ("scaling", "threshold"))
+    return Known.fit(*parts)

@@ -1,0 +1,175 @@
+"""Owns what can happen to a recording on its way: codecs, noise, rooms, rates, levels, cuts, one named condition each."""
+
+from __future__ import annotations
+
+import functools
+import io
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.signal
+
+from lib.data.channel import FRAME, active_frames, frame_levels
+from lib.settings import RATE_HZ
+
+if TYPE_CHECKING:
+    pass
+
+Degradation = Callable[..., np.ndarray]  # (audio (samples,), random stream) -> audio
+
+
+class MissingEncoder(RuntimeError):
+    """This machine cannot make a codec condition; the message says what is missing."""
+
+
+def ffmpeg_codec(audio: np.ndarray, _: np.random.Generator, codec: str, container: str, rate_hz: int = RATE_HZ,
+                 kbps: int = 0) -> np.ndarray:
+    """A round trip through one of ffmpeg's encoders, (samples,) -> the same length; the delay of the codec is undone.
+
+    Raises MissingEncoder where ffmpeg or the encoder is missing.
+    """
+    import soundfile
+
+    wav = io.BytesIO()
+    soundfile.write(wav, audio, RATE_HZ, format="WAV", subtype="PCM_16")
+    quality = ["-b:a", f"{kbps}k"] if kbps and container != "g722" else []
+    quiet = ["ffmpeg", "-hide_banner", "-loglevel", "error"]
+    encode = [*quiet, "-f", "wav", "-i", "-", "-ar", str(rate_hz), "-ac", "1", "-c:a", codec, *quality, "-f", container, "-"]
+    # Raw telephone codecs carry no header: the decoder has to be told. G.722 below 64 kb/s drops bits of every codeword.
+    raw = {"g722": ["-bits_per_codeword", str((kbps or 64) // 8), "-f", "g722"],
+           "mulaw": ["-f", "mulaw", "-ar", str(rate_hz), "-ac", "1"]}.get(container, [])
+    decode = [*quiet, *raw, "-i", "-", "-f", "f32le", "-ar", str(RATE_HZ), "-ac", "1", "-"]
+    try:
+        coded = subprocess.run(encode, input=wav.getvalue(), capture_output=True, check=True).stdout
+        decoded = subprocess.run(decode, input=coded, capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        raise MissingEncoder("codec conditions need ffmpeg (apt-get install ffmpeg)") from None
+    except subprocess.CalledProcessError as error:
+        raise MissingEncoder(f"ffmpeg cannot make {codec}: {error.stderr.decode(errors='replace').strip()[-200:]}") from None
+    result = np.frombuffer(decoded, dtype=np.float32)
+    lags = scipy.signal.correlate(result[: 4 * RATE_HZ], audio[: 4 * RATE_HZ], mode="full", method="fft")
+    delay = max(0, int(np.argmax(np.abs(lags))) - min(len(audio), 4 * RATE_HZ) + 1)
+    result = result[min(delay, 4000) :][: len(audio)]
+    return np.pad(result, (0, len(audio) - len(result))).astype(np.float32)
+
+
+def noise(audio: np.ndarray, random: np.random.Generator, snr_db: float, colour: str = "white") -> np.ndarray:
+    """Additive white or pink noise at a signal-to-noise ratio over the whole clip."""
+    drawn = random.standard_normal(len(audio))
+    if colour == "pink":
+        spectrum = np.fft.rfft(drawn)
+        drawn = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(audio))
+    return _mixed(audio, drawn, snr_db)
+
+
+def babble(audio: np.ndarray, random: np.random.Generator, snr_db: float, voices: Sequence[np.ndarray], talkers: int = 6) -> np.ndarray:
+    """`talkers` of the recordings `voices` at equal levels, each from a random place, behind the clip."""
+    drawn = np.zeros(len(audio))
+    for index in random.permutation(len(voices))[:talkers]:
+        one = np.tile(voices[index], -(-len(audio) // len(voices[index])))
+        drawn += np.roll(one, int(random.integers(len(one))))[: len(audio)] / (np.sqrt(np.mean(one**2)) + 1e-9)
+    return _mixed(audio, drawn, snr_db)
+
+
+def _mixed(audio: np.ndarray, drawn: np.ndarray, snr_db: float) -> np.ndarray:
+    scale = np.sqrt(np.mean(audio**2) / (np.mean(drawn**2) + 1e-20)) * 10 ** (-snr_db / 20)
+    return (audio + scale * drawn).astype(np.float32)
+
+
+def room(audio: np.ndarray, random: np.random.Generator, rt60_s: float) -> np.ndarray:
+    """Convolution with a synthetic room: exponentially decaying noise behind a direct path."""
+    length = int(rt60_s * RATE_HZ)
+    tail = random.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    tail *= 0.5 / np.sqrt((tail**2).sum())
+    tail[0] = 1.0
+    return scipy.signal.oaconvolve(audio, tail)[: len(audio)].astype(np.float32)
+
+
+def resampled(audio: np.ndarray, _: np.random.Generator, rate_hz: int) -> np.ndarray:
+    import soxr
+
+    there = soxr.resample(audio.astype(np.float32), RATE_HZ, rate_hz, quality="HQ")
+    back = soxr.resample(there, rate_hz, RATE_HZ, quality="HQ")[: len(audio)]
+    return np.pad(back, (0, len(audio) - len(back)))
+
+
+def tilted(audio: np.ndarray, _: np.random.Generator, db_per_octave: float) -> np.ndarray:
+    spectrum = np.fft.rfft(audio)
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(len(audio), 1 / RATE_HZ), 60) / 1000)
+    return np.fft.irfft(spectrum * 10 ** (db_per_octave * octaves / 20), len(audio)).astype(np.float32)
+
+
+def low_passed(audio: np.ndarray, _: np.random.Generator, edge_hz: float) -> np.ndarray:
+    return scipy.signal.sosfiltfilt(scipy.signal.butter(8, edge_hz, fs=RATE_HZ, output="sos"), audio).astype(np.float32)
+
+
+def cut(audio: np.ndarray, random: np.random.Generator, seconds: float) -> np.ndarray:
+    """A random stretch of the clip, or the whole of it where it is shorter."""
+    length = round(seconds * RATE_HZ)
+    start = int(random.integers(0, max(1, len(audio) - length + 1)))
+    return audio[start : start + length]
+
+
+def joined(audio: np.ndarray, _: np.random.Generator, seconds: float, other: np.ndarray) -> np.ndarray:
+    """The clip and another one of the same source behind it, again and again up to `seconds`: the study's own clips are cropped
+    to 5 s."""
+    both = np.concatenate([audio, other])
+    return np.tile(both, -(-round(seconds * RATE_HZ) // len(both)))[: round(seconds * RATE_HZ)]
+
+
+def first(audio: np.ndarray, _: np.random.Generator, seconds: float) -> np.ndarray:
+    return audio[: round(seconds * RATE_HZ)]
+
+
+def silence(audio: np.ndarray, _: np.random.Generator, seconds: float, inside: bool = False) -> np.ndarray:
+    """Digital silence before the clip, or in the middle of it, at its quietest frame there."""
+    at = 0
+    if inside:
+        third = len(audio) // 3 // FRAME
+        at = (third + int(np.argmin(frame_levels(audio)[third : max(third + 1, 2 * third)]))) * FRAME
+    return np.concatenate([audio[:at], np.zeros(round(seconds * RATE_HZ), np.float32), audio[at:]])
+
+
+def pauses_cut(audio: np.ndarray, _: np.random.Generator, pause_db: float = 35.0) -> np.ndarray:
+    """The clip without its pauses, at the ends and inside."""
+    return audio[np.repeat(active_frames(audio, pause_db), FRAME)[: len(audio)]]
+
+
+def pauses_muted(audio: np.ndarray, _: np.random.Generator, pause_db: float = 35.0) -> np.ndarray:
+    """The clip with digital silence for its pauses: no noise floor is left between words."""
+    mask = np.convolve(np.repeat(active_frames(audio, pause_db), FRAME)[: len(audio)], np.ones(81) / 81, mode="same")
+    return (audio * mask).astype(np.float32)
+
+
+def levelled(audio: np.ndarray, _: np.random.Generator, db: float = -26.0) -> np.ndarray:
+    """The clip at one root mean square for all, in dB full scale."""
+    return (audio * (10 ** (db / 20) / (np.sqrt(np.mean(audio.astype(np.float64) ** 2)) + 1e-9))).astype(np.float32)
+
+
+def clipped(audio: np.ndarray, _: np.random.Generator, share: float) -> np.ndarray:
+    """Clipped so that `share` of the samples is at full scale."""
+    limit = np.quantile(np.abs(audio), 1 - share)
+    return np.clip(audio, -limit, limit)
+
+
+def gain(audio: np.ndarray, _: np.random.Generator, db: float) -> np.ndarray:
+    return (audio * 10 ** (db / 20)).astype(np.float32)
+
+
+def offset(audio: np.ndarray, _: np.random.Generator, level: float) -> np.ndarray:
+    return (audio * (1 - level) + level).astype(np.float32)
+
+
+def untouched(audio: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    return audio
+
+
+_p = functools.partial
+
+
+def _coded(codec: str, container: str, **rate: int) -> Degradation:
+    return _p(ffmpeg_codec, codec=codec, container=container, **rate)
+
+

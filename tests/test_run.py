@@ -1,0 +1,126 @@
+import shutil
+
+import pandas as pd
+import pytest
+
+from lib.report import run as runner
+from lib.report.run import StudyError, notebooks, verify
+from lib.settings import SettingsError, load_settings, parse_options
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "REFERENCE", tmp_path / "reference")
+    monkeypatch.setattr(runner, "REPORTS", tmp_path / "reports")
+    (tmp_path / "reference" / "study").mkdir(parents=True)
+    (tmp_path / "reports" / "tables").mkdir(parents=True)
+    return tmp_path / "reference" / "study", tmp_path / "reports" / "tables"
+
+
+@pytest.mark.parametrize(("change", "colour"), [
+    (lambda t: t, "green"),
+    (lambda t: t.assign(auc=t.auc + 0.01), "green"),
+    (lambda t: t.assign(auc=t.auc + 0.04), "amber"),
+    (lambda t: t.assign(auc=t.auc + 0.2), "red"),
+    (lambda t: t.assign(clips=t.clips + 1), "red"),
+    (lambda t: t.assign(auc=[0.9, float("nan")]), "red"),
+    (lambda t: t.head(1), "red"),
+    (lambda t: t.rename(columns={"auc": "AUC"}), "red"),
+])
+def test_verify_colours(folders, change, colour):
+    reference, ours = folders
+    table = pd.DataFrame({"generator": ["world", "hibari"], "clips": [40, 20], "auc": [0.9, 0.8]})
+    table.to_csv(reference / "30_x.csv", index=False)
+    change(table).to_csv(ours / "30_x.csv", index=False)
+    assert [row[:2] for row in verify("study")] == [("30_x.csv", colour)]
+
+
+def test_two_equal_runs_are_green_and_a_deliberate_change_is_not(folders, monkeypatch, capsys):
+    """Through the files that notebooks write and the command that a person runs."""
+    from lib.cli import main
+    from lib.report.exhibits import Exhibits
+
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: None)
+    reference, ours = folders
+    first = pd.DataFrame({"generator": ["world", "hibari"], "clips": [40, 20], "auc": [1 / 3, 0.812345678]})
+    Exhibits(ours.parent, "30", {"seed": 0}).table(first, "results")
+    shutil.copy(ours / "30_results.csv", reference)
+    for moved, code, colour in ((0.0, 0, "green"), (0.05, 0, "amber"), (0.2, 1, "red"), (0.0, 0, "green")):
+        Exhibits(ours.parent, "30", {"seed": 0}).table(first.assign(auc=first.auc - moved), "results")
+        assert main(["verify", "--preset", "study"]) == code
+        assert capsys.readouterr().out.startswith(f"{colour:5s}  30_results.csv")
+    Exhibits(ours.parent, "34", {"seed": 0}).table(first, "points")
+    assert [row[:2] for row in verify("study")] == [("30_results.csv", "green"), ("34_points.csv", "amber")]
+
+
+def test_verify_against_a_copy_of_another_run(folders, tmp_path, capsys):
+    from lib.cli import main
+
+    _, ours = folders
+    other = tmp_path / "first run"
+    first = pd.DataFrame({"generator": ["world", "hibari"], "auc": [0.9, 0.8]})
+    for moved, code, colour in ((0.0, 0, "green"), (0.05, 0, "amber"), (0.2, 1, "red")):
+        first.to_csv(ours / "30_x.csv", index=False)
+        shutil.copytree(ours, other, dirs_exist_ok=True)
+        first.assign(auc=first.auc - moved).to_csv(ours / "30_x.csv", index=False)
+        assert main(["verify", "--preset", "smoke", "--reference", str(other)]) == code
+        assert capsys.readouterr().out.startswith(f"{colour:5s}  30_x.csv")
+    with pytest.raises(StudyError, match="always equal themselves"):
+        verify("smoke", ours)
+    with pytest.raises(StudyError, match="copy of another run"):
+        verify("smoke", tmp_path / "nowhere")
+
+
+def test_verify_without_run_or_reference(folders):
+    reference, ours = folders
+    with pytest.raises(StudyError, match="no reference tables"):
+        verify("paper")
+    pd.DataFrame({"a": [1]}).to_csv(reference / "30_x.csv", index=False)
+    assert verify("study")[0][1:] == ("red", "missing in this run")
+    ours.rmdir()
+    with pytest.raises(StudyError, match="run `make study` first"):
+        verify("study")
+
+
+def test_numbers_choose_notebooks():
+    assert [path.name[:2] for path in notebooks(("30", "31"))] == ["30", "31"]
+    assert notebooks(start="40")[0].name.startswith("40")
+    with pytest.raises(StudyError, match="no notebook has the number 77"):
+        notebooks(("77",))
+
+
+def test_options_are_pairs():
+    assert parse_options(["seed=1", "run.seeds = 2"]) == {"seed": "1", "run.seeds": "2"}
+    with pytest.raises(SettingsError, match="NAME=VALUE"):
+        parse_options(["seed"])
+
+
+def test_where_the_time_goes(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "RUNS", tmp_path / "runs")
+    for name, seconds, peak in ((notebooks()[0].stem, 5.0, 400), (notebooks()[3].stem, 15.0, 900)):
+        runner.write_json(tmp_path / "runs/smoke/stamps" / f"{name}.json", {"seconds": seconds, "peak_mb": peak})
+    table = runner.stage_times(load_settings("smoke"))
+    assert table.stage.tolist() == [notebooks()[0].stem, notebooks()[3].stem, "all"]
+    assert table.share.tolist() == ["25%", "75%", "100%"] and table["peak memory so far (MB)"].tolist() == [400, 900, 900]
+
+
+def test_pages_are_written_again_only_where_something_changed(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "RUNS", tmp_path / "runs")
+    executed = runner.REPORTS / "executed" / notebooks()[0].name
+    executed.parent.mkdir()
+    shutil.copy(notebooks()[0], executed)
+    settings = load_settings("smoke")
+
+    def written_again() -> bool:
+        pages = [runner.REPORTS / "index.html", runner.REPORTS / "html" / f"{executed.stem}.html"]
+        before = [page.stat().st_mtime_ns if page.exists() else 0 for page in pages]
+        assert runner.write_reports(settings) == pages[0]
+        return [page.stat().st_mtime_ns for page in pages] != before
+
+    assert written_again() and not written_again()
+    for touch in (lambda: (runner.REPORTS / "index.html").write_text("half"),
+                  lambda: (runner.REPORTS / "html" / f"{executed.stem}.html").unlink(),
+                  lambda: executed.write_text(executed.read_text().replace("Start here", "Begin here")),
+                  lambda: runner.write_json(tmp_path / "runs/smoke/stamps" / f"{executed.stem}.json", {"seconds": 3.0})):
+        touch()
+        assert written_again() and not written_again()
