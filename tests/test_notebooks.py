@@ -13,7 +13,7 @@ import pytest
 
 from lib.report.browser import Browser, BrowserError, executable
 from lib.report.html import remote_urls
-from lib.report.run import notebook_parameters
+from lib.report.run import checked_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -31,7 +31,7 @@ def test_form(path):
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(tree)), "no definitions in notebooks"
         assert len(cell.source.splitlines()) <= 25
     assert sum("finding" in cell.metadata.get("tags", []) for cell in code) == 1
-    assert {"preset", "seed", "options"} <= set(notebook_parameters(path))
+    assert checked_parameters(path, {"preset": "smoke", "seed": 1, "options": ""})
     parameters = next(cell for cell in code if "parameters" in cell.metadata.get("tags", []))
     assert all("#" in line and ":" in line for line in parameters.source.splitlines()), "typed and commented"
 

@@ -1,7 +1,9 @@
 import shutil
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib.report import run as runner
 from lib.report.run import StudyError, notebooks, verify
@@ -124,3 +126,29 @@ def test_pages_are_written_again_only_where_something_changed(folders, monkeypat
                   lambda: runner.write_json(tmp_path / "runs/smoke/stamps" / f"{executed.stem}.json", {"seconds": 3.0})):
         touch()
         assert written_again() and not written_again()
+
+
+@pytest.mark.parametrize(("parameters", "message"), [
+    ({"alhpa": 0.1}, "no parameter 'alhpa'; the nearest known one is 'alpha'"),
+    ({"alpha": "0.1"}, "'alpha' of 90_.*takes a value of type float, not '0.1'"),
+    ({"seed": True}, "type int, not True"),
+])
+def test_a_notebook_refuses_parameters_that_it_does_not_know(parameters, message, tmp_path):
+    path = notebooks(("90",))[0]
+    assert runner.checked_parameters(path, {"alpha": 1, "recording": "x.wav"})
+    with pytest.raises(SettingsError, match=message):
+        runner.run_notebook(path, parameters, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_one_notebook_becomes_one_page(tmp_path):
+    cells = [new_markdown_cell("# Sum"), new_code_cell("count: int = 1", metadata={"tags": ["parameters"]}),
+             new_code_cell("import lib\nprint(40 + count)"), new_code_cell("1 / count")]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}})
+    nbformat.write(notebook, tmp_path / "sum.ipynb")
+    page = runner.run_notebook(tmp_path / "sum.ipynb", {"count": 2}, tmp_path / "out" / "sum.html", {"seed": 0})
+    text = page.read_text(encoding="utf-8")
+    assert "42" in text and "All notebooks" not in text and "seed" in text
+    with pytest.raises(StudyError, match="ZeroDivisionError"):
+        runner.run_notebook(tmp_path / "sum.ipynb", {"count": 0}, tmp_path / "zero.html")
+    assert not (tmp_path / "zero.html").exists()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pandas as pd
 
 from lib.paths import NOTEBOOKS, PACKAGE, PROJECT, REFERENCE, REPORTS, ROOT, RUNS, TEMPLATES, digest_of, file_digest, write_json
 from lib.report.exhibits import provenance
-from lib.settings import Settings
+from lib.settings import Settings, SettingsError
 
 
 class StudyError(RuntimeError):
@@ -40,17 +42,24 @@ def code_digest(paths: list[Path]) -> str:
     return digest_of([(path.name, file_digest(path)) for path in [*library, *paths]])
 
 
-def notebook_parameters(path: Path) -> dict[str, object]:
-    """Names and default values of a notebook's tagged parameters cell."""
-    import ast
+def checked_parameters(path: Path, parameters: dict[str, object]) -> dict[str, object]:
+    """`parameters`, which the notebook's cell tagged `parameters` must know by name and by annotated type.
 
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            tree = ast.parse("".join(cell["source"]))
-            pairs = [(node.target if isinstance(node, ast.AnnAssign) else node.targets[0], node.value) for node in tree.body
-                     if isinstance(node, ast.AnnAssign | ast.Assign)]
-            return {target.id: ast.literal_eval(value) for target, value in pairs}
-    raise StudyError(f"{path.name} has no cell tagged 'parameters'")
+    Raises SettingsError for an unknown name (naming the nearest) or a value of another type.
+    """
+    import papermill
+
+    known = {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
+    if not known:
+        raise StudyError(f"{path.name} has no cell tagged 'parameters'")
+    for name, value in parameters.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise SettingsError(f"{path.name} has no parameter {name!r}; the nearest known one is {near!r}")
+        kinds = {"float": ("float", "int")}.get(known[name], (known[name],))
+        if type(value).__name__ not in kinds:
+            raise SettingsError(f"parameter {name!r} of {path.name} takes a value of type {known[name]}, not {value!r}")
+    return parameters
 
 
 def run_study(settings: Settings, changes: dict[str, str], only: tuple[str, ...] = (), start: str = "",
@@ -79,7 +88,9 @@ def run_study(settings: Settings, changes: dict[str, str], only: tuple[str, ...]
             continue
         say(f"[{number + 1:2d}/{len(every)}] {path.stem}: running ...")
         began = time.time()
-        _execute(path, target, settings, changes)
+        options = ",".join(f"{name}={value}" for name, value in sorted(changes.items()) if name not in ("preset", "seed"))
+        given = {"preset": settings.preset, "seed": settings.seed, "options": options}
+        _execute(path, target, checked_parameters(path, given))
         seconds = time.time() - began
         times[path.stem] = seconds
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
@@ -90,7 +101,23 @@ def run_study(settings: Settings, changes: dict[str, str], only: tuple[str, ...]
     return index
 
 
-def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, str]) -> None:
+def run_notebook(path: Path, parameters: dict[str, object], page: Path,
+                 provenance: dict[str, object] | None = None) -> Path:
+    """Execute one notebook with `parameters` in the folder of the notebooks and write it as the HTML page `page`, which
+    needs no network. File names among the parameters are absolute.
+
+    Raises SettingsError for a parameter that the notebook does not know, StudyError where a cell fails.
+    """
+    from lib.report import html
+
+    checked_parameters(path, parameters)
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / path.name
+        _execute(path, executed, parameters)
+        return html.export_notebook(executed, page, provenance=provenance, index="")
+
+
+def _execute(path: Path, target: Path, parameters: dict[str, object]) -> None:
     # The kernel must be this environment's own Python, not one registered for the user.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
@@ -102,14 +129,10 @@ def _execute(path: Path, target: Path, settings: Settings, changes: dict[str, st
 
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{path.stem}.partial.ipynb")
-    options = ",".join(f"{name}={value}" for name, value in sorted(changes.items()) if name not in ("preset", "seed"))
-    given = {"preset": settings.preset, "seed": settings.seed, "options": options}
-    known = notebook_parameters(path)
     try:
         papermill.execute_notebook(
-            str(path), str(partial), parameters={name: value for name, value in given.items() if name in known},
-            kernel_name="python3", cwd=str(NOTEBOOKS), progress_bar=sys.stderr.isatty(), log_output=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"])
+            str(path), str(partial), parameters=parameters, kernel_name="python3", cwd=str(NOTEBOOKS),
+            progress_bar=sys.stderr.isatty(), log_output=False, extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as error:
         raise StudyError(
             f"{path.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
