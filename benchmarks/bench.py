@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from lib.data.reading import ClipReader, PreparedClips
+from lib.data.channel import ClipReader, PreparedClips
 from lib.detector import Detector
 from lib.engine import Engine
 from lib.evaluate.metrics import equal_error_rate

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from lib import seeds
+from lib.data.channel import ClipReader, PreparedClips, voice_weights
 from lib.data.clips import DataError, prepare, require_bonafide, save_table, validation_parts
-from lib.data.reading import ClipReader, PreparedClips, voice_weights
 from lib.detector import Detector
 from lib.engine import end_with_parent, side_by_side
 from lib.model.images import image

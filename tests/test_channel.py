@@ -3,6 +3,8 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
+from lib.audit.robustness import NUMBERS as CONDITION
+from lib.audit.robustness import condition_numbers
 from lib.data.channel import (
     FRAME,
     active_frames,
@@ -15,8 +17,12 @@ from lib.data.channel import (
     pass_channel,
     running_maximum,
     speech_bounds,
+    traits,
 )
+from lib.evaluate.baselines import NUMBERS as TRIVIAL
+from lib.evaluate.baselines import trivial_numbers
 from lib.settings import RATE_HZ, Channel
+from tests.conftest import toy_speech
 
 CHANNEL = Channel()
 
@@ -45,16 +51,16 @@ def with_ends(audio):
 @pytest.mark.parametrize("gain, offset", [(0.01, 0), (9, 0), (1, 0.05), (0.5, -0.2)])
 def test_gain_and_offset_change_nothing(gain, offset):
     audio = with_ends(burst())
-    one, two = (pass_channel(given, CHANNEL) for given in (audio, audio * np.float32(gain) + np.float32(offset)))
-    assert one.start == two.start and np.array_equal(one.active, two.active)
-    assert np.allclose(one.audio, two.audio, atol=2e-5)  # the noise is a hundred times that
+    before, after = (pass_channel(each, CHANNEL) for each in (audio, audio * np.float32(gain) + np.float32(offset)))
+    assert before.start == after.start and np.array_equal(before.active, after.active)
+    assert np.allclose(before.audio, after.audio, atol=2e-5)  # the noise is a hundred times that
 
 
 def test_another_bit_depth_keeps_the_noise():
     audio = burst()
     rough = (np.rint(audio * 4096) / 4096).astype(np.float32)
-    one, two = (apply_channel(given, CHANNEL)[0] - apply_channel(given, CHANNEL, noise=False)[0] for given in (audio, rough))
-    assert np.allclose(one, two, atol=1e-6) and one.std() > 1e-3
+    noises = [apply_channel(each, CHANNEL)[0] - apply_channel(each, CHANNEL, noise=False)[0] for each in (audio, rough)]
+    assert np.allclose(*noises, atol=1e-6) and noises[0].std() > 1e-3
 
 
 def test_the_passage_keeps_the_recordings_own_level():
@@ -76,7 +82,8 @@ def test_band_limit():
 
 
 def test_same_recording_gets_the_same_noise_and_another_another():
-    noise = [apply_channel(burst(seed=seed), CHANNEL)[0] - apply_channel(burst(seed=seed), CHANNEL, noise=False)[0] for seed in (0, 0, 1)]
+    bursts = [burst(seed=seed) for seed in (0, 0, 1)]
+    noise = [apply_channel(each, CHANNEL)[0] - apply_channel(each, CHANNEL, noise=False)[0] for each in bursts]
     assert np.array_equal(noise[0], noise[1]) and not np.array_equal(noise[0], noise[2])
 
 
@@ -105,17 +112,19 @@ def test_limiter_takes_peaks_away():
     audio[5000] = 3.0
     active = active_frames(audio, 35)
     done = limited(audio, active, 8.0)
-    crest = 20 * np.log10(np.abs(done).max() / np.sqrt(np.mean(done**2)))
-    assert crest < 11 and np.abs(done).max() < np.abs(audio).max()
+    assert crest(done) < 11 and np.abs(done).max() < np.abs(audio).max()
+
+
+def crest(audio):
+    return 20 * np.log10(np.abs(audio).max() / np.sqrt(np.mean(audio**2)))
 
 
 def test_channel_brings_crest_factors_together():
-    crest = lambda audio: 20 * np.log10(np.abs(audio).max() / np.sqrt(np.mean(audio**2)))  # noqa: E731
     natural = burst(seed=4)
     studio = (np.tanh(natural / 0.08) * 0.08).astype(np.float32)  # peak-limited, as some corpora are
     before = crest(natural) - crest(studio)
-    one, two = (crest(apply_channel(audio, CHANNEL, noise=False)[0]) for audio in (natural, studio))
-    assert before > 3 and abs(one - two) < 0.4 * before
+    after = [crest(apply_channel(audio, CHANNEL, noise=False)[0]) for audio in (natural, studio)]
+    assert before > 3 and abs(after[0] - after[1]) < 0.4 * before
 
 
 def test_band_filter_is_the_windowed_sinc_of_scipy():
@@ -139,3 +148,27 @@ def test_convolution_by_blocks_is_the_convolution(samples, taps):
 def test_running_maximum_is_that_of_scipy(samples, half):
     values = np.abs(np.random.default_rng(half).standard_normal(samples))
     assert (running_maximum(values, half) == scipy.ndimage.maximum_filter1d(values, 2 * half + 1)).all()
+
+
+def test_a_tone_after_a_pause_by_hand():
+    tone = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(RATE_HZ) / RATE_HZ)
+    audio = np.concatenate([np.zeros(10 * FRAME), tone])
+    numbers = traits(audio, active_frames(audio, 35.0))
+    assert numbers["leading_silence_s"] == pytest.approx(0.2) and numbers["speech_s"] == pytest.approx(1)
+    assert numbers["duration_s"] == pytest.approx(1.2) and numbers["paused_share"] == pytest.approx(1 / 6)
+    assert numbers["crest_db"] == pytest.approx(20 * np.log10(2**0.5), abs=0.01)
+    assert numbers["level_db"] == pytest.approx(10 * np.log10(0.005 / 1.2), abs=0.01)
+    assert numbers["noise_floor_db"] == pytest.approx(-120 - 10 * np.log10(0.005), abs=0.01), "silence counts as -120 dB"
+    assert 1000 < numbers["rolloff_hz"] < numbers["bandwidth_hz"] < 1500
+    # 0.99 of the peak is passed for 0.0451 of a period of 16 samples to each side: no two such are neighbours.
+    assert numbers["clipped_share"] == 0
+
+
+def test_both_that_take_numbers_take_these():
+    audio = toy_speech(2.0, 3)
+    audio -= audio.mean()
+    active = active_frames(audio, 35.0)
+    numbers = traits(audio, active)
+    assert trivial_numbers(audio, active) == {name: numbers[name] for name in TRIVIAL}
+    expected = pytest.approx({name: numbers[name] for name in CONDITION}, rel=1e-4, abs=1e-4)
+    assert dict(zip(CONDITION, condition_numbers(audio))) == expected

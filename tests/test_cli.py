@@ -18,7 +18,7 @@ import soundfile
 from lib import commands
 from lib.cli import main, parser
 from lib.commands import _settings as commands_settings
-from lib.data.reading import ClipReader
+from lib.data.channel import ClipReader
 from lib.data.roles import roles_of
 from lib.report.html import remote_urls
 from lib.report.plan import KEPT_BYTES, Plan, PlanError, duration, planned, size, stated_seconds

@@ -16,7 +16,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from lib.data.reading import ClipReader, voice_weights
+from lib.data.channel import ClipReader, voice_weights
 from lib.model.checkpoints import CheckpointError
 from lib.model.training import augmented, learning_rate, train_student, train_teacher
 from lib.settings import load_settings

@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from lib import seeds
-from lib.data.channel import channel_noise
-from lib.data.reading import ClipReader
+from lib.data.channel import ClipReader, channel_noise
 from lib.engine import Engine, current
 from lib.model.checkpoints import CheckpointError, _sound, _stored
 from lib.model.discrepancy import matching_loss

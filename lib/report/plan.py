@@ -15,7 +15,7 @@ VOICES = {"train": 29, "validation": 8, "test": 7}
 """Voices of the embedded corpora besides the one of the single-speaker experiment."""
 CLIP_BYTES_PER_S = 22_000  # 16 kHz FLAC of speech
 PACKAGE_BYTES = 480e6
-KEPT_BYTES = 600e6  # what lib.data.reading.ClipReader keeps in memory at most
+KEPT_BYTES = 600e6  # what lib.data.channel.ClipReader keeps in memory at most
 UNITS_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 TRAINING = ("20", "21", "33")
 """Notebooks whose time goes into training; that of the others into the clips."""
