@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,9 @@ from lib.data.channel import active_frames, apply_channel, traits
 from lib.data.degradations import (
     Degradation,
     MissingEncoder,
-    _coded,
-    _p,
     babble,
     clipped,
+    coded,
     cut,
     gain,
     joined,
@@ -31,23 +31,26 @@ from lib.study import Study
 
 CONDITIONS: dict[str, dict[str, Degradation]] = {
     "codec": {
-        **{f"MP3 {kbps} kb/s": _coded("libmp3lame", "mp3", kbps=kbps) for kbps in (96, 64, 32, 16)},
-        **{f"AAC {kbps} kb/s": _coded("aac", "adts", kbps=kbps) for kbps in (64, 32, 16)},
-        **{f"Opus {kbps} kb/s": _coded("libopus", "ogg", kbps=kbps) for kbps in (32, 16, 8)},
-        **{f"Vorbis {kbps} kb/s": _coded("libvorbis", "ogg", kbps=kbps) for kbps in (80, 48, 32)},
-        **{f"G.722 {kbps} kb/s": _coded("g722", "g722", kbps=kbps) for kbps in (64, 48)},
-        **{f"mu-law {kbps} kb/s": _coded("pcm_mulaw", "mulaw", rate_hz=rate) for kbps, rate in ((128, 16000), (64, 8000))},
+        **{f"MP3 {kbps} kb/s": coded("libmp3lame", "mp3", kbps=kbps) for kbps in (96, 64, 32, 16)},
+        **{f"AAC {kbps} kb/s": coded("aac", "adts", kbps=kbps) for kbps in (64, 32, 16)},
+        **{f"Opus {kbps} kb/s": coded("libopus", "ogg", kbps=kbps) for kbps in (32, 16, 8)},
+        **{f"Vorbis {kbps} kb/s": coded("libvorbis", "ogg", kbps=kbps) for kbps in (80, 48, 32)},
+        **{f"G.722 {kbps} kb/s": coded("g722", "g722", kbps=kbps) for kbps in (64, 48)},
+        **{f"mu-law {kbps} kb/s": coded("pcm_mulaw", "mulaw", rate_hz=rate) for kbps, rate in ((128, 16000), (64, 8000))},
     },
     "noise": {
-        **{f"white {snr} dB": _p(noise, snr_db=snr) for snr in (30, 20, 10, 0)},
-        **{f"pink {snr} dB": _p(noise, snr_db=snr, colour="pink") for snr in (30, 20, 10, 0)},
+        **{f"white {snr} dB": partial(noise, snr_db=snr) for snr in (30, 20, 10, 0)},
+        **{f"pink {snr} dB": partial(noise, snr_db=snr, colour="pink") for snr in (30, 20, 10, 0)},
     },
-    "room": {f"RT60 {rt60} s": _p(room, rt60_s=rt60) for rt60 in (0.2, 0.5, 1.0)},
-    "rate": {f"{rate / 1000:g} kHz and back": _p(resampled, rate_hz=rate) for rate in (8000, 11025, 22050, 32000, 44100, 48000)},
-    "length": {**{f"{seconds:g} s": _p(cut, seconds=seconds) for seconds in (0.5, 1.0, 2.0, 4.0)}, "10 s": _p(joined, seconds=10.0)},
-    "silence": {"1 s of silence before": _p(silence, seconds=1.0), "1 s of silence inside": _p(silence, seconds=1.0, inside=True),
+    "room": {f"RT60 {rt60} s": partial(room, rt60_s=rt60) for rt60 in (0.2, 0.5, 1.0)},
+    "rate": {f"{rate / 1000:g} kHz and back": partial(resampled, rate_hz=rate) for rate in (8000, 11025, 22050, 32000, 44100, 48000)},
+    "length": {**{f"{seconds:g} s": partial(cut, seconds=seconds) for seconds in (0.5, 1.0, 2.0, 4.0)},
+               "10 s": partial(joined, seconds=10.0)},
+    "silence": {"1 s of silence before": partial(silence, seconds=1.0),
+                "1 s of silence inside": partial(silence, seconds=1.0, inside=True),
                 "pauses cut": pauses_cut},
-    "level": {"gain -20 dB": _p(gain, db=-20), **{f"clipped {share:.0%}": _p(clipped, share=share) for share in (0.01, 0.05, 0.2)}},
+    "level": {"gain -20 dB": partial(gain, db=-20),
+              **{f"clipped {share:.0%}": partial(clipped, share=share) for share in (0.01, 0.05, 0.2)}},
 }
 """Conditions of notebook 42 by group; `robustness` adds the babble, which needs voices."""
 
@@ -63,7 +66,7 @@ def robustness(study: Study, talkers: int = 24) -> dict[str, dict[str, Degradati
     clips = study.part("multi", "train")
     clips = clips.iloc[seeds.stream(0, "babble").permutation(len(clips))[:talkers]]
     voices = [read_audio(DATA / path, strict=False)[0] for path in clips.path]
-    talk = {f"babble {snr} dB": _p(babble, snr_db=snr, voices=voices) for snr in SNRS_DB}
+    talk = {f"babble {snr} dB": partial(babble, snr_db=snr, voices=voices) for snr in SNRS_DB}
     return {group: names | (talk if group == "noise" else {}) for group, names in CONDITIONS.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import scipy.signal
@@ -10,8 +12,7 @@ from lib import seeds
 from lib.data.channel import apply_channel, frame_levels
 from lib.data.degradations import (
     Degradation,
-    _coded,
-    _p,
+    coded,
     first,
     gain,
     levelled,
@@ -67,17 +68,18 @@ def _thirds(audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 INTERVENTIONS: dict[str, dict[str, Degradation]] = {
     "none": {"untouched": untouched},
-    "leading silence": {"0.7 s of silence before": _p(silence, seconds=0.7), "pauses cut": pauses_cut},
-    "loudness": {"gain -20 dB": _p(gain, db=-20), "equal level": levelled},
-    "DC": {"DC offset 0.05": _p(offset, level=0.05)},
-    "bandwidth": {"low-pass 7 kHz": _p(low_passed, edge_hz=7000), "low-pass 5 kHz": _p(low_passed, edge_hz=5000)},
-    "equaliser": {"tilt +1 dB/octave": _p(tilted, db_per_octave=1.0), "tilt -1 dB/octave": _p(tilted, db_per_octave=-1.0)},
-    "sample rate": {f"{rate / 1000:g} kHz and back": _p(resampled, rate_hz=rate) for rate in (44100, 22050, 11025)},
-    "codec": {"G.722": _coded("g722", "g722"), "Opus 24 kb/s": _coded("libopus", "ogg", kbps=24),
-              "Vorbis 80 kb/s": _coded("libvorbis", "ogg", kbps=80), "Vorbis 48 kb/s": _coded("libvorbis", "ogg", kbps=48),
-              "MP3 64 kb/s": _coded("libmp3lame", "mp3", kbps=64)},
-    "length": {"first 2 s": _p(first, seconds=2.0)},
-    "noise floor": {"pauses muted": pauses_muted, "noise floor 40 dB": _p(noise, snr_db=40), "noise floor 30 dB": _p(noise, snr_db=30)},
+    "leading silence": {"0.7 s of silence before": partial(silence, seconds=0.7), "pauses cut": pauses_cut},
+    "loudness": {"gain -20 dB": partial(gain, db=-20), "equal level": levelled},
+    "DC": {"DC offset 0.05": partial(offset, level=0.05)},
+    "bandwidth": {"low-pass 7 kHz": partial(low_passed, edge_hz=7000), "low-pass 5 kHz": partial(low_passed, edge_hz=5000)},
+    "equaliser": {"tilt +1 dB/octave": partial(tilted, db_per_octave=1.0), "tilt -1 dB/octave": partial(tilted, db_per_octave=-1.0)},
+    "sample rate": {f"{rate / 1000:g} kHz and back": partial(resampled, rate_hz=rate) for rate in (44100, 22050, 11025)},
+    "codec": {"G.722": coded("g722", "g722"), "Opus 24 kb/s": coded("libopus", "ogg", kbps=24),
+              "Vorbis 80 kb/s": coded("libvorbis", "ogg", kbps=80), "Vorbis 48 kb/s": coded("libvorbis", "ogg", kbps=48),
+              "MP3 64 kb/s": coded("libmp3lame", "mp3", kbps=64)},
+    "length": {"first 2 s": partial(first, seconds=2.0)},
+    "noise floor": {"pauses muted": pauses_muted, "noise floor 40 dB": partial(noise, snr_db=40),
+                    "noise floor 30 dB": partial(noise, snr_db=30)},
 }
 """Confounds of notebook 11, each neutralised or injected: what tells recording chains apart and is not synthesis."""
 

@@ -1,4 +1,5 @@
-"""Owns what can happen to a recording on its way: codecs, noise, rooms, rates, levels, cuts, one named condition each."""
+"""Owns what can happen to a recording on its way: codecs, noise, rooms, rates, levels, cuts. Each function takes audio
+(samples,) float32 at 16 kHz and a random stream, and gives audio back."""
 
 from __future__ import annotations
 
@@ -6,18 +7,16 @@ import functools
 import io
 import subprocess
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.signal
+import soundfile
+import soxr
 
 from lib.data.channel import FRAME, active_frames, frame_levels
 from lib.settings import RATE_HZ
 
-if TYPE_CHECKING:
-    pass
-
-Degradation = Callable[..., np.ndarray]  # (audio (samples,), random stream) -> audio
+Degradation = Callable[..., np.ndarray]
 
 
 class MissingEncoder(RuntimeError):
@@ -30,16 +29,14 @@ def ffmpeg_codec(audio: np.ndarray, _: np.random.Generator, codec: str, containe
 
     Raises MissingEncoder where ffmpeg or the encoder is missing.
     """
-    import soundfile
-
     wav = io.BytesIO()
     soundfile.write(wav, audio, RATE_HZ, format="WAV", subtype="PCM_16")
     quality = ["-b:a", f"{kbps}k"] if kbps and container != "g722" else []
-    quiet = ["ffmpeg", "-hide_banner", "-loglevel", "error"]
-    encode = [*quiet, "-f", "wav", "-i", "-", "-ar", str(rate_hz), "-ac", "1", "-c:a", codec, *quality, "-f", container, "-"]
-    # Raw telephone codecs carry no header: the decoder has to be told. G.722 below 64 kb/s drops bits of every codeword.
+    quiet, form = ["ffmpeg", "-hide_banner", "-loglevel", "error"], ["-ar", str(rate_hz), "-ac", "1"]
+    encode = [*quiet, "-f", "wav", "-i", "-", *form, "-c:a", codec, *quality, "-f", container, "-"]
+    # Raw telephone codecs carry no header: the decoder has to be told. G.722 below 64 kb/s drops bits of every word.
     raw = {"g722": ["-bits_per_codeword", str((kbps or 64) // 8), "-f", "g722"],
-           "mulaw": ["-f", "mulaw", "-ar", str(rate_hz), "-ac", "1"]}.get(container, [])
+           "mulaw": ["-f", "mulaw", *form]}.get(container, [])
     decode = [*quiet, *raw, "-i", "-", "-f", "f32le", "-ar", str(RATE_HZ), "-ac", "1", "-"]
     try:
         coded = subprocess.run(encode, input=wav.getvalue(), capture_output=True, check=True).stdout
@@ -47,12 +44,30 @@ def ffmpeg_codec(audio: np.ndarray, _: np.random.Generator, codec: str, containe
     except FileNotFoundError:
         raise MissingEncoder("codec conditions need ffmpeg (apt-get install ffmpeg)") from None
     except subprocess.CalledProcessError as error:
-        raise MissingEncoder(f"ffmpeg cannot make {codec}: {error.stderr.decode(errors='replace').strip()[-200:]}") from None
+        reason = error.stderr.decode(errors="replace").strip()[-200:]
+        raise MissingEncoder(f"ffmpeg cannot make {codec}: {reason}") from None
     result = np.frombuffer(decoded, dtype=np.float32)
     lags = scipy.signal.correlate(result[: 4 * RATE_HZ], audio[: 4 * RATE_HZ], mode="full", method="fft")
     delay = max(0, int(np.argmax(np.abs(lags))) - min(len(audio), 4 * RATE_HZ) + 1)
-    result = result[min(delay, 4000) :][: len(audio)]
-    return np.pad(result, (0, len(audio) - len(result))).astype(np.float32)
+    return _fitted(result[min(delay, 4000) :], len(audio))
+
+
+def coded(codec: str, container: str, **rate: int) -> Degradation:
+    """`ffmpeg_codec` with its codec chosen."""
+    return functools.partial(ffmpeg_codec, codec=codec, container=container, **rate)
+
+
+def ogg_coded(audio: np.ndarray, _: object, subtype: str) -> np.ndarray:
+    """A round trip through libsndfile's own encoder, VORBIS or OPUS: nothing but a Python package is needed."""
+    stream = io.BytesIO()
+    soundfile.write(stream, audio, RATE_HZ, format="OGG", subtype=subtype)
+    stream.seek(0)
+    decoded, rate_hz = soundfile.read(stream, dtype="float32")
+    return _fitted(soxr.resample(decoded, rate_hz, RATE_HZ, quality="HQ"), len(audio))
+
+
+def _fitted(audio: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(audio[:length], (0, max(0, length - len(audio)))).astype(np.float32)
 
 
 def noise(audio: np.ndarray, random: np.random.Generator, snr_db: float, colour: str = "white") -> np.ndarray:
@@ -64,12 +79,13 @@ def noise(audio: np.ndarray, random: np.random.Generator, snr_db: float, colour:
     return _mixed(audio, drawn, snr_db)
 
 
-def babble(audio: np.ndarray, random: np.random.Generator, snr_db: float, voices: Sequence[np.ndarray], talkers: int = 6) -> np.ndarray:
+def babble(audio: np.ndarray, random: np.random.Generator, snr_db: float, voices: Sequence[np.ndarray],
+           talkers: int = 6) -> np.ndarray:
     """`talkers` of the recordings `voices` at equal levels, each from a random place, behind the clip."""
     drawn = np.zeros(len(audio))
     for index in random.permutation(len(voices))[:talkers]:
-        one = np.tile(voices[index], -(-len(audio) // len(voices[index])))
-        drawn += np.roll(one, int(random.integers(len(one))))[: len(audio)] / (np.sqrt(np.mean(one**2)) + 1e-9)
+        voice = np.tile(voices[index], -(-len(audio) // len(voices[index])))
+        drawn += np.roll(voice, int(random.integers(len(voice))))[: len(audio)] / (np.sqrt(np.mean(voice**2)) + 1e-9)
     return _mixed(audio, drawn, snr_db)
 
 
@@ -87,12 +103,10 @@ def room(audio: np.ndarray, random: np.random.Generator, rt60_s: float) -> np.nd
     return scipy.signal.oaconvolve(audio, tail)[: len(audio)].astype(np.float32)
 
 
-def resampled(audio: np.ndarray, _: np.random.Generator, rate_hz: int) -> np.ndarray:
-    import soxr
-
+def resampled(audio: np.ndarray, _: object, rate_hz: int) -> np.ndarray:
+    """To `rate_hz` and back."""
     there = soxr.resample(audio.astype(np.float32), RATE_HZ, rate_hz, quality="HQ")
-    back = soxr.resample(there, rate_hz, RATE_HZ, quality="HQ")[: len(audio)]
-    return np.pad(back, (0, len(audio) - len(back)))
+    return _fitted(soxr.resample(there, rate_hz, RATE_HZ, quality="HQ"), len(audio))
 
 
 def tilted(audio: np.ndarray, _: np.random.Generator, db_per_octave: float) -> np.ndarray:
@@ -113,7 +127,7 @@ def cut(audio: np.ndarray, random: np.random.Generator, seconds: float) -> np.nd
 
 
 def joined(audio: np.ndarray, _: np.random.Generator, seconds: float, other: np.ndarray) -> np.ndarray:
-    """The clip and another one of the same source behind it, again and again up to `seconds`: the study's own clips are cropped
+    """The clip and another one of its source behind it, again and again up to `seconds`: the study's clips are cropped
     to 5 s."""
     both = np.concatenate([audio, other])
     return np.tile(both, -(-round(seconds * RATE_HZ) // len(both)))[: round(seconds * RATE_HZ)]
@@ -164,12 +178,3 @@ def offset(audio: np.ndarray, _: np.random.Generator, level: float) -> np.ndarra
 
 def untouched(audio: np.ndarray, _: np.random.Generator) -> np.ndarray:
     return audio
-
-
-_p = functools.partial
-
-
-def _coded(codec: str, container: str, **rate: int) -> Degradation:
-    return _p(ffmpeg_codec, codec=codec, container=container, **rate)
-
-

