@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
 
-from lib.paths import digest_of
+from lib.paths import UsageError, digest_of
 
 RATE_HZ = 16000
 """The sample rate of everything in the study."""
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError):
     """An option is unknown or has a value of the wrong type; the message names the nearest one."""
 
 
 @dataclass(frozen=True)
 class Data:
     corpus: str = "embedded"  # embedded (Debian packages) or librispeech (needs the network); the next four replace it
-    train: tuple[str, ...] = ()  # corpora of bona fide training speech, NAME:FOLDER joined by +, see lib/data/roles.py
+    train: tuple[str, ...] = ()  # corpora of bona fide training speech, NAME:FOLDER joined by +, see lib/data/public.py
     validation: tuple[str, ...] = ()  # of held-out bona fide speech; empty: a share of the training corpora
     test: tuple[str, ...] = ()  # of bona fide and fake test speech
     single: tuple[str, ...] = ()  # of the one-speaker experiment; empty: the test voice with the most clips
@@ -168,29 +170,31 @@ class Settings:
 
 
 def _converted(name: str, value: object, owner: type, key: str) -> object:
-    """`value` as the annotated type of `owner.key`, or SettingsError."""
+    """`value` as the annotated type of `owner.key` and within its range, or SettingsError."""
     kind = typing.get_type_hints(owner)[key]
-    choices = CHOICES.get(name)
     try:
         if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
-            # Commas part options, so a list inside one is joined by plus signs.
-            items = value.replace("+", ",").split(",") if isinstance(value, str) else value
-            wanted = typing.get_args(kind)[0]
-            return tuple(wanted(str(item).strip()) for item in items if str(item).strip())
-        if kind is bool:
-            if isinstance(value, str):
-                return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
-            if not isinstance(value, bool):
+            items = re.split(ROLE_STARTS if name in ROLES else "[+,]", value) if isinstance(value, str) else value
+            kinds = typing.get_args(kind)
+            converted = tuple(kinds[0](str(item).strip()) for item in items if str(item).strip())
+            if kinds[-1] is not Ellipsis and len(converted) != len(kinds):
                 raise ValueError(value)
-            return value
-        if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
+        elif kind is bool:
+            words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+            converted = words[str(value).lower()]
+        elif isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
             raise ValueError(value)
-        converted = kind(value)
-    except (KeyError, TypeError, ValueError):
+        else:
+            converted = kind(value)
+    except (KeyError, TypeError, ValueError, OverflowError):
         label = getattr(kind, "__name__", str(kind))
         raise SettingsError(f"option {name!r} takes a value of type {label}, not {value!r}") from None
-    if choices and converted not in choices:
-        raise SettingsError(f"option {name!r} is one of {', '.join(choices)}, not {converted!r}")
+    low, high = RANGES.get(name, ANY_COUNT)
+    for number in converted if isinstance(converted, tuple) else (converted,):
+        if isinstance(number, int | float) and not isinstance(number, bool) and not low <= number <= high:
+            raise SettingsError(f"option {name!r} lies between {low:g} and {high:g}, not {number!r}")
+    if name in CHOICES and converted not in CHOICES[name]:
+        raise SettingsError(f"option {name!r} is one of {', '.join(CHOICES[name])}, not {converted!r}")
     return converted
 
 
@@ -223,10 +227,9 @@ def load_settings(preset: str = "study", seed: int = 0, options: str | dict[str,
         near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.0)[0]
         raise SettingsError(f"unknown preset {preset!r}; the nearest known one is {near!r}")
     if isinstance(options, str):
-        pairs = [item for item in options.split(",") if item.strip()]
-        if any("=" not in item for item in pairs):
-            raise SettingsError(f"options are NAME=VALUE pairs joined by commas, not {options!r}")
-        options = {name.strip(): value.strip() for name, value in (item.split("=", 1) for item in pairs)}
+        options = parse_options(options)
+    if "preset" in options:
+        raise SettingsError("the preset is chosen by itself (--preset), not among the options")
     return Settings().with_options({"preset": preset, **PRESETS[preset], "seed": seed, **options})
 
 
@@ -244,9 +247,45 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse_options(texts: list[str]) -> dict[str, str]:
-    """`["seed=1", "training.epochs=4"]` as a mapping; raises SettingsError for a text without an equals sign."""
-    for text in texts:
-        if "=" not in text:
-            raise SettingsError(f"expected NAME=VALUE, such as seed=1, not {text!r}")
-    return {name.strip(): value.strip() for name, value in (text.split("=", 1) for text in texts)}
+ROLES = ("data.train", "data.validation", "data.test", "data.single")
+ROLE_STARTS = r"[+,](?=\s*(?:[\w-]+(?:@\w+)?:|embedded\b))"
+"""Corpora are joined by plus signs or commas, which a folder's name may hold too."""
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1), "data.min_s": (0.3, 60), "data.max_s": (0.3, 60), "channel.low_hz": (0, RATE_HZ / 2),
+    "channel.high_hz": (0, RATE_HZ / 2), "channel.crest_db": (0, 60), "channel.dispersion_s": (0, 0.1),
+    "channel.level_db": (-80, 0), "channel.snr_db": (-20, 200), "channel.pause_db": (1, 200), "view.window_s": (0.001, 1),
+    "view.short_s": (0.001, 1), "view.pulse_s": (0.001, 1), "view.hop_s": (0.001, 0.1), "view.bins": (8, 2048),
+    "network.levels": (1, 4), "network.stem": (1, 31), "training.window_s": (0.05, 60), "training.learning_rate": (1e-9, 100),
+    "training.weight_decay": (0, 1), "run.workers": (0, 1024),
+}
+ANY_COUNT = (1, 1e7)
+"""Least and largest value of every option that is a number; counts that are not named lie in ANY_COUNT."""
+
+
+def parse_options(texts: str | list[str]) -> dict[str, str]:
+    """`"seed=1,training.batch=4"`, or several such texts, as a mapping: the one parser of the command and the notebooks.
+
+    A comma parts options only before another one, so a list or a path may hold commas. Raises SettingsError for a text
+    without an equals sign and for a name that is given twice.
+    """
+    options: dict[str, str] = {}
+    for text in [texts] if isinstance(texts, str) else texts:
+        for item in filter(None, (item.strip(" ,") for item in re.split(r",(?=\s*(?:\w+\.\w+|seed|preset)\s*=)", text))):
+            name, equals, value = (part.strip() for part in item.partition("="))
+            if not equals:
+                raise SettingsError(f"expected NAME=VALUE, such as seed=1, not {item!r}")
+            if name in options:
+                raise SettingsError(f"option {name!r} is given twice: {options[name]!r} and {value!r}")
+            options[name] = value
+    return options
+
+
+def checked_alpha(value: object) -> float:
+    """`value` as the share of real speech that may be called anomalous. Raises SettingsError."""
+    try:
+        alpha = float(value)
+    except (TypeError, ValueError):
+        alpha = math.nan
+    if not 0 < alpha < 1:
+        raise SettingsError(f"alpha: expected a number between 0 and 1, such as 0.05, not {value!r}")
+    return alpha

@@ -4,6 +4,7 @@ kept under a name made of everything that it depends on."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import shutil
 import sys
@@ -16,16 +17,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from lib import seeds
 from lib.data.channel import ClipReader, PreparedClips, voice_weights
-from lib.data.clips import DataError, prepare, require_bonafide, save_table, validation_parts
+from lib.data.clips import prepare, require_bonafide, save_table, validation_parts
+from lib.data.generators import available
+from lib.data.packages import CorpusError
 from lib.detector import Detector
 from lib.engine import end_with_parent, side_by_side
-from lib.model.images import image
-from lib.model.pyramid import folded
 from lib.model.scaling import PROFILE_SCORES, Typicality
 from lib.model.training import engine_of, steps_done, train_student, train_teacher
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, write_json
@@ -33,7 +33,6 @@ from lib.report.exhibits import provenance
 from lib.settings import Scoring, Settings, load_settings
 
 if TYPE_CHECKING:
-    from lib.evaluate.baselines import Baseline
     from lib.report.exhibits import Exhibits
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -117,21 +116,23 @@ class Study:
 
     @cached_property
     def clips(self) -> pd.DataFrame:
-        """The clip table (lib.data.clips.prepare). The split and every choice of clips come from seed 0 whatever the
-        study's seed, so that repetitions differ in training alone."""
-        key = digest_of([VERSION, dataclasses.asdict(self.settings.data)])
-        path = self.folder / f"clips-{key}.parquet"
-        if path.exists():
-            table = pd.read_parquet(path)
-            if all((DATA / name).exists() for name in table.path):
-                return table
-        table, skipped = prepare(self.settings.data, 0, self.settings.run.threads, Progress())
+        """The clip table (lib.data.clips.prepare), made anew where another synthesiser can run. The split and every choice
+        of clips come from seed 0 whatever the study's seed, so that repetitions differ in training alone."""
+        data = self.settings.data
+        running = [(generator.name, generator.version) for generator in available(data.generators)[0]]
+        path = self.folder / f"clips-{digest_of([VERSION, dataclasses.asdict(data), running])}.parquet"
+        notes = path.with_suffix(".skipped.json")
+        table = pd.read_parquet(path) if path.exists() and notes.exists() else None
+        if table is not None and all((DATA / name).exists() for name in table.path):
+            skipped = json.loads(notes.read_text(encoding="utf-8"))
+        else:
+            table, skipped = prepare(data, 0, self.settings.run.threads, Progress())
+            if not (table.label == "spoof").any():
+                raise CorpusError(f"no synthesiser could run here, so nothing can be evaluated: {'; '.join(skipped)}")
+            write_json(notes, skipped)
+            save_table(table, path)
         for line in skipped:
-            say(f"skipped: {line}")
-        if not (table.label == "spoof").any():
-            raise DataError(f"no synthesiser could run here, so nothing can be evaluated: {'; '.join(skipped)}")
-        write_json(path.with_suffix(".skipped.json"), skipped)
-        save_table(table, path)
+            say_once(f"skipped: {line}")
         return table
 
     @cached_property
@@ -295,55 +296,6 @@ class Study:
         detector, clips = self.detector(experiment), self.test(experiment, only)
         anomaly = detector.anomaly_of(self.statistics(detector, clips, *detector.wanted()))
         return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
-
-    def baseline_scores(self, experiment: str) -> pd.DataFrame:
-        """Test clips scored by every baseline, long form with a column `detector`; cached.
-
-        One-class baselines are fitted on bona fide training clips, those on teacher features with this study's teacher; the
-        ablation without a student on the clips behind the detector's own typicality. Supervised ones also see fakes: the
-        development fakes, whose generators are in no test.
-        """
-        from lib.evaluate.results import BASELINES
-
-        clips = self.test(experiment)
-        clips = clips[clips[experiment] == "test"]
-        train = self.part(experiment, "train")
-        train = train.iloc[np.sort(seeds.stream(0, "baselines").permutation(len(train))[:300])]  # of all voices
-        fakes = self.clips[(self.clips[experiment] == "development") & (self.clips.label == "spoof")]
-        networks = self._key(self.origin._teacher_key(experiment), self.settings.training.student_steps)
-        key = digest_of([VERSION, networks, train.sha256.tolist(), clips.sha256.tolist(), fakes.sha256.tolist(),
-                         dataclasses.asdict(self.settings.scoring), list(BASELINES)])
-        path = self.folder / "baselines" / f"{key}.parquet"
-        if path.exists():
-            return pd.read_parquet(path)
-        # Baselines pass over their clips many times: at most a few hundred training clips are held, and the test clips.
-        fitting, scored, spoof = list(self.prepared(train)), list(self.prepared(clips)), list(self.prepared(fakes))
-        view, channel = self.settings.view, self.settings.channel
-        readers, teacher = getattr(self.teacher(experiment)[0], "readers", []), folded(self.teacher(experiment)[0])
-        features = lambda audio: teacher(  # noqa: E731
-            image(torch.from_numpy(audio)[None], view, channel).contiguous(memory_format=torch.channels_last))
-        readings = lambda audio: [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, features(audio))]  # noqa: E731
-        tables = []
-        for entry in BASELINES.values():
-            if entry.needs_teacher == "readings" and not len(readers):
-                say(f"no row, {entry.title}: this teacher has no readers")
-                continue
-            began, given = time.time(), {"features": [features], "readings": [readings, self.settings.scoring]}.get(entry.needs_teacher, [])
-            baseline = self.shortened(entry.factory(*given))
-            bonafide = fitting if entry.kind != "ablation" else list(self.prepared(self.part(experiment, "scaling")))
-            baseline.fit(*((bonafide, spoof) if entry.kind == "supervised" else (bonafide,)), seed=self.settings.seed)
-            anomaly = baseline.anomaly(scored)
-            say(f"baseline {entry.title}: {time.time() - began:.0f} s")
-            tables.append(clips.assign(detector=entry.title, kind_of_detector=entry.kind, anomaly=anomaly, score=-anomaly))
-        result = pd.concat(tables, ignore_index=True)
-        save_table(result, path)
-        return result
-
-    def shortened(self, baseline: Baseline) -> Baseline:
-        """`baseline`, trained for no more steps than the preset's students are: a preset with short trainings has short baselines."""
-        if hasattr(baseline, "steps"):
-            baseline.steps = min(baseline.steps, self.settings.training.student_steps)
-        return baseline
 
     def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "", only: str = "") -> pd.DataFrame:
         """Test scores under another scaling, combination or pooling of the same networks.

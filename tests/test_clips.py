@@ -80,24 +80,3 @@ def test_validation_parts_are_disjoint_and_stable():
     assert set(parts) == {"development", "selection", "scaling", "threshold"}
     shuffled = validation_parts(clips.sample(frac=1, random_state=3), "single")
     assert parts.sort_index().equals(shuffled.sort_index())
-
-
-def test_librispeech_in_place_of_debian_packages(tmp_path):
-    import soundfile
-
-    from lib.data.roles import librispeech_sources
-    from tests.conftest import toy_speech
-
-    for speaker in range(100, 112):
-        folder = tmp_path / "LibriSpeech" / "dev-clean" / str(speaker) / "1"
-        folder.mkdir(parents=True)
-        for number in range(3 if speaker == 105 else 2):
-            soundfile.write(folder / f"{speaker}-1-{number:04d}.flac", toy_speech(0.3), 16000)
-        names = [f"{speaker}-1-{number:04d} WORDS" for number in range(3)]
-        (folder / f"{speaker}-1.trans.txt").write_text("\n".join(names[: 3 if speaker == 105 else 2]) + "\n")
-    (tmp_path / "LibriSpeech" / "SPEAKERS.TXT").write_text(";ID |SEX| SUBSET |MINUTES| NAME\n"
-                                                           + "\n".join(f"{s} | F | dev-clean | 8 | N" for s in range(100, 112)) + "\n")
-    sources, single = librispeech_sources(tmp_path)
-    assert single == "105" and all(source.path.exists() for source in sources)
-    split = {source.speaker: source.split for source in sources}
-    assert split["105"] == "test" and set(split.values()) == {"train", "validation", "test"}

@@ -13,9 +13,10 @@ import pytest
 import soundfile
 
 from lib.data import clips as protocols
+from lib.data import public
 from lib.data.clips import check_table, prepare, single_budget
 from lib.data.layouts import DatasetError
-from lib.data.roles import RoleError, cast_of, roles_of
+from lib.data.public import cast_of, require_folders, roles_of
 from lib.paths import NODE
 from lib.settings import Data, load_settings
 from tests.conftest import toy_speech
@@ -92,17 +93,17 @@ def test_fakes_of_corpora_are_test_clips_and_copies_follow_their_parents(table):
 
 
 def test_corpora_with_splits_give_their_own_and_others_are_named(corpora):
-    cast = cast_of(options(corpora, single=""))
-    assert cast.voice.startswith("asvspoof2019_la-LA_") and {source.split for source in cast.sources} == {"train", "validation", "test"}
-    with pytest.raises(RoleError, match=r"no split 'validation', only \['train'\]"):
+    sources, voice, _ = cast_of(options(corpora, single=""))
+    assert voice.startswith("asvspoof2019_la-LA_") and {source.split for source in sources} == {"train", "validation", "test"}
+    with pytest.raises(DatasetError, match=r"no split 'validation', only \['train'\]"):
         cast_of(options(corpora, validation="librispeech@validation:{}/LibriSpeech"))
 
 
 def test_one_voice_is_shared_out_by_clip_but_never_with_test(corpora):
-    cast = cast_of(options(corpora, train="ljspeech:{}/LJ", single=""))
-    split = {source.clip_id: source.split for source in cast.sources if source.corpus == "ljspeech"}
+    sources, _, _ = cast_of(options(corpora, train="ljspeech:{}/LJ", single=""))
+    split = {source.clip_id: source.split for source in sources if source.corpus == "ljspeech"}
     assert set(split.values()) == {"train", "validation"} and len(split) == 20
-    with pytest.raises(RoleError, match="no test voice may be fitted on"):
+    with pytest.raises(DatasetError, match="no test voice may be fitted on"):
         cast_of(options(corpora, train="ljspeech:{}/LJ", test="ljspeech:{}/LJ", single=""))
 
 
@@ -117,13 +118,30 @@ def test_one_voice_is_shared_out_by_clip_but_never_with_test(corpora):
     ({"train": "ljspeech:{}/LJ"}, "nothing is left for train"),
 ])
 def test_roles_that_cannot_be_played(corpora, changes, message):
-    with pytest.raises(RoleError, match=message):
+    with pytest.raises(DatasetError, match=message):
         cast_of(options(corpora, **changes))
 
 
 def test_a_missing_folder_says_where_to_get_the_corpus(corpora):
     with pytest.raises(DatasetError, match="datashare.ed.ac.uk.*ODC-By"):
         cast_of(options(corpora, test="asvspoof2019_la:{}/none"))
+
+
+def test_folders_are_asked_for_before_any_work(corpora):
+    require_folders(options(corpora))
+    require_folders(Data())
+    with pytest.raises(DatasetError, match="datashare.ed.ac.uk.*ODC-By"):
+        require_folders(options(corpora, test="asvspoof2019_la:{}/none"))
+
+
+def test_librispeech_alone_plays_every_part(corpora, monkeypatch):
+    monkeypatch.setattr(public, "DATA", corpora)
+    (corpora / "librispeech").symlink_to(corpora / "LibriSpeech")
+    monkeypatch.setattr(public, "download_dataset", lambda *_: pytest.fail("it is there"))
+    sources, voice, fakes = cast_of(Data(corpus="librispeech"))
+    split = {source.speaker: source.split for source in sources}
+    assert split[voice] == "test" and set(split.values()) == {"train", "validation", "test"} and fakes.empty
+    assert len(split) == 10 and len(sources) == 30 and all(source.path.exists() for source in sources)
 
 
 def test_roles_are_written_in_options():

@@ -25,6 +25,7 @@ MAX_CHANNELS = 8
 MAX_PEAK = 1_000.0  # beyond this the samples are integers stored as floats, or garbage
 SILENCE_PEAK = 1e-4  # -80 dBFS, after the DC offset is taken off
 LONG_SECONDS = 3_600.0
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 STREAM_SIZES = (0, 0x7FFFF000, 0xFFFFFFFF)  # what programs write when they do not know the size yet
 CUT = "It was cut short, or its header is wrong: fetch the file again."
@@ -74,6 +75,12 @@ def read_audio(path, rate_hz=16_000, min_seconds=0.3, max_seconds=None, strict=T
     return np.concatenate(list(blocks)), meter.report
 
 
+def header(path):
+    meter, blocks = _open(path, 16_000, 0, None, False, None)
+    info = soundfile.info(path)
+    return info.duration, info.samplerate
+
+
 def iter_audio(path, rate_hz=16_000, block_seconds=30.0, overlap_seconds=0.0, min_seconds=0.3,
                strict=True, channel=None) -> Iterator[tuple[float, np.ndarray]]:
     """Yield `(start_s, samples)` blocks of a recording of any length, in memory that does not grow.
@@ -114,7 +121,7 @@ def write_audio(path, audio, rate_hz) -> None:
 
 
 def decode_g722(path):
-    """Samples `(samples,)` float32 of a raw G.722 file, and their rate, 16000, through `ffmpeg`."""
+    """Samples `(samples,)` float32 at 16000 Hz of a raw G.722 file, through `ffmpeg`."""
     _require(path, (shutil.which("ffmpeg"), "the program ffmpeg", "none on the PATH", "Run: apt install ffmpeg"))
     command = ["ffmpeg", "-nostdin", "-v", "error", "-f", "g722", "-i", f"file:{_checked_file(path)}",
                "-f", "s16le", "-ac", "1", "-ar", "16000", "-"]
@@ -122,7 +129,7 @@ def decode_g722(path):
     audio = np.frombuffer(done.stdout[:len(done.stdout) // 2 * 2], "<i2").astype(np.float32) / 32768
     reason = done.stderr.decode(errors="replace").strip()[:200] or "no samples"
     _require(path, (not done.returncode and len(audio), "raw G.722", reason, "Fetch the file again."))
-    return audio, 16_000
+    return audio
 
 
 def _open(path, rate_hz, min_seconds, max_seconds, strict, channel):

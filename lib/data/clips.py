@@ -3,36 +3,36 @@ guard that keeps fakes and test clips out of everything that is fitted."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 
 from lib import seeds
 from lib.data.audio import AudioError, decode_g722, read_audio, write_audio
 from lib.data.channel import FRAME, active_frames
-from lib.data.generators import GENERATORS, Generator, available
+from lib.data.generators import GENERATORS, Generator, available, below_full_scale
 from lib.data.packages import Source
-from lib.data.roles import FEW_VOICES, UNNAMED, UNNAMED_VOICES, clip_name, real_speech
-from lib.engine import end_with_parent
+from lib.data.public import FEW_VOICES, PARTS, UNNAMED, cast_of
+from lib.engine import in_processes
 from lib.paths import CLIPS, DATA, TEXTS, atomic, digest_of, file_digest
 from lib.settings import RATE_HZ, Data
 
+Row = dict[str, object]
+Progress = Callable[[str, int, int], None]  # stage, done, total
 COLUMNS = ["clip_id", "path", "source", "corpus", "speaker", "single", "multi", "role", "label", "generator", "family",
            "parent", "seconds", "rate_hz", "licence", "sha256", "text"]
 EXPERIMENTS = ("single", "multi")
+UNNAMED_VOICES = 20  # as many clips as this many voices may come from a corpus that names no speakers
+PARENTS = ("ljspeech", "m_ailabs", "vidtimit", "csv")  # corpora whose clips others name as the parents of their fakes
 
 
 class LeakError(AssertionError):
     """A fake or a test clip was about to be used for fitting, selection, scaling or a threshold."""
-
-
-class DataError(RuntimeError):
-    """The clip table cannot be made; the message says what is missing."""
 
 
 def require_bonafide(clips: pd.DataFrame, experiment: str, purpose: str, splits: Iterable[str]) -> pd.DataFrame:
@@ -42,8 +42,8 @@ def require_bonafide(clips: pd.DataFrame, experiment: str, purpose: str, splits:
     """
     wrong = clips[(clips.role != "bonafide") | (clips.label != "bonafide") | ~clips[experiment].isin(set(splits))]
     if len(wrong) or not len(clips) or clips.clip_id.duplicated().any():
-        found = wrong.clip_id.head(3).tolist() if len(wrong) else ("no clips" if not len(clips) else "duplicate clips")
-        raise LeakError(f"{purpose} may use bona fide clips of {'/'.join(splits)} only, each once; found {found}")
+        fault = wrong.clip_id.head(3).tolist() if len(wrong) else "duplicate clips" if len(clips) else "no clips"
+        raise LeakError(f"{purpose} may use bona fide clips of {'/'.join(splits)} only, each once; found {fault}")
     if "test" in set(splits):
         raise LeakError(f"{purpose} may not use the test split")
     return clips
@@ -71,128 +71,99 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
+def _named(corpus: str, clip_id: str) -> str:
+    """A name for the clip table: without spaces, and unique, because the corpus's own id is part of it."""
+    return f"{corpus}_{_slug(clip_id)}-{digest_of([corpus, clip_id], 6)}"
+
+
 def _clip_name(source: Source) -> str:
     if source.clip_id:
-        return clip_name(source.corpus, source.clip_id)
+        return _named(source.corpus, source.clip_id)
     parts = source.path.parts[-3:] if source.corpus != "festvox-ru" else source.path.parts[-1:]
     return f"{source.corpus}_{_slug('-'.join((*parts[:-1], source.path.stem)))}"
 
 
-def crop_start(audio: np.ndarray, pause_db: float = 35.0) -> int:
-    """Sample at which a clip is cropped from its recording: the first active frame."""
-    return int(np.argmax(active_frames(audio, pause_db))) * FRAME
+def crop_start(audio: np.ndarray) -> int:
+    """Sample at which a clip is cropped from its recording: the first active frame, whatever silence comes first."""
+    return int(np.argmax(active_frames(audio, 35.0))) * FRAME
 
 
 def _cropped(audio: np.ndarray, max_s: float) -> np.ndarray:
-    """From the first active frame, `max_s` seconds: the same amount of speech whatever silence comes first."""
-    start = crop_start(audio)
-    return audio[start : start + int(max_s * RATE_HZ)]
+    return audio[crop_start(audio) :][: int(max_s * RATE_HZ)]
 
 
-def _decoded(source: Source, min_s: float, max_s: float, kind: str = "bonafide") -> dict[str, object] | None:
-    """Write one source as a 16 kHz mono FLAC clip (cached, in the folder `kind`) and describe it; None where it is too short
-    or silent."""
-    folder = CLIPS / kind
+def _decoded(source: Source, min_s: float, max_s: float, kind: str = "bonafide") -> Row | None:
+    """Write one source as a 16 kHz mono FLAC clip (cached, in the folder `kind`) and describe it; None where it is too
+    short, silent or damaged: another clip takes its place."""
     name = _clip_name(source)
     # The path inside the package and the crop name the cache entry; the package's own version may change.
     key = digest_of([name, source.path.stat().st_size, max_s], 8)
-    path = folder / f"{name}-{key}.flac"
+    path = CLIPS / kind / f"{name}-{key}.flac"
     if not path.exists():
         try:
-            if source.path.suffix == ".g722":
-                audio, _ = decode_g722(source.path)
-            else:
-                audio, _ = read_audio(source.path, RATE_HZ, strict=False)
+            raw = source.path.suffix == ".g722"
+            audio = decode_g722(source.path) if raw else read_audio(source.path, RATE_HZ, strict=False)[0]
         except AudioError:
-            return None  # too short, silent or damaged in the package itself: another clip takes its place
-        audio = _cropped(np.asarray(audio, dtype=np.float32), max_s)
+            return None
+        audio = _cropped(audio, max_s)
         if len(audio) < min_s * RATE_HZ:
             return None
-        peak = float(np.abs(audio).max(initial=0.0))
-        write_audio(path, audio / peak * 0.99 if peak > 0.99 else audio, RATE_HZ)
-    return {"clip_id": name, "path": path, "source": source.path.name, "corpus": source.corpus, "speaker": source.speaker,
-            "role": "bonafide", "label": "bonafide", "generator": "", "family": "", "parent": "",
-            "licence": source.licence, "text": source.text}
+        write_audio(path, below_full_scale(audio), RATE_HZ)
+    return {"clip_id": name, "path": path, "source": source.path.name, "corpus": source.corpus,
+            "speaker": source.speaker, "role": "bonafide", "label": "bonafide", "generator": "", "family": "",
+            "parent": "", "licence": source.licence, "text": source.text}
 
 
-def _made(job: tuple[str, str, str, float, str]) -> tuple[str, str]:
-    """Worker: make one synthetic clip unless it is cached; returns (path, error)."""
-    name, given, target, max_s, seed_name = job
-    path = Path(target)
-    if path.exists():
-        return target, ""
-    import torch
-
-    torch.set_num_threads(1)
-    generator = GENERATORS[name]
+def _made(job: tuple[str, Row, float]) -> tuple[str, str]:
+    """Worker: make one synthetic clip of a text or of the recording `origin`; (generator, why it failed)."""
+    origin, row, max_s = job
+    generator, seed = GENERATORS[row["generator"]], seeds.integer(0, row["clip_id"])
     try:
-        seed = seeds.integer(0, seed_name)
         if generator.kind == "tts":
-            audio = _cropped(generator.run(given, seed), max_s)
-            peak = float(np.abs(audio).max(initial=0.0))
-            audio = audio / peak * 0.99 if peak > 0.99 else audio
+            audio = below_full_scale(_cropped(generator.run(origin, seed), max_s))
         else:
-            audio = generator.run(read_audio(given, RATE_HZ, strict=False)[0], seed)
-        write_audio(path, audio, RATE_HZ)
+            audio = generator.run(read_audio(origin, RATE_HZ, strict=False)[0], seed)
+        write_audio(row["path"], audio, RATE_HZ)
     except Exception as error:  # noqa: BLE001  the reason goes into the report of skipped clips
-        return target, f"{type(error).__name__}: {error}"
-    return target, ""
-
-
-def _take(rows: list[Source], count: int, seed: int, name: str) -> list[Source]:
-    """`count` of `rows` in a seeded order (more are kept as spares for clips that turn out too short)."""
-    order = seeds.stream(seed, "protocol", name).permutation(len(rows))
-    return [rows[index] for index in order][: count * 3 if count < 100 else len(rows)]
+        return generator.name, f"{type(error).__name__}: {error}"
+    return generator.name, ""
 
 
 def single_budget(data: Data, available: int) -> dict[str, int]:
-    """Clips of the single speaker in each split: as the options want, or in these proportions where there are fewer."""
-    wanted = {"train": data.single_train, "validation": data.single_validation, "test": data.single_test}
-    share = min(1.0, available / sum(wanted.values()))
-    return {split: max(1, int(count * share)) for split, count in wanted.items()}
+    """Clips of the single speaker in each split: as the options say, or in their proportions where there are fewer."""
+    asked = {split: getattr(data, f"single_{split}") for split in PARTS}
+    share = min(1.0, available / sum(asked.values()))
+    return {split: max(1, int(count * share)) for split, count in asked.items()}
 
 
-def _bonafide_rows(data: Data, found: tuple[list[Source], str], seed: int,
-                   progress: Callable[[str, int, int], None]) -> list[dict[str, object]]:
-    sources, voice = found
-    rows: list[dict[str, object]] = []
+def _bonafide_rows(data: Data, sources: list[Source], voice: str, seed: int, progress: Progress) -> list[Row]:
+    rows: list[Row] = []
     single = [source for source in sources if source.speaker == voice]
     order = seeds.stream(seed, "protocol", "single").permutation(len(single))
-    wanted = single_budget(data, len(single))
-    plan = iter([single[index] for index in order])
-    for split, count in wanted.items():
-        kept = 0
-        for source in plan:
-            row = _decoded(source, data.min_s, data.max_s)
-            if row:
-                # The single-speaker test clips are that voice's share of the multi-speaker test as well.
-                in_multi = "test" if split == "test" and kept < data.multi_test_per_speaker else ""
-                rows.append(row | {"single": split, "multi": in_multi})
-                kept += 1
-                progress("real speech, one speaker", len(rows), sum(wanted.values()))
-            if kept == count:
-                break
-    limits = {"train": data.multi_train_per_speaker, "validation": data.multi_validation_per_speaker,
-              "test": data.multi_test_per_speaker}
+    budget = single_budget(data, len(single))
+    described = filter(None, (_decoded(single[index], data.min_s, data.max_s) for index in order))
+    for split, count in budget.items():
+        for number, row in enumerate(itertools.islice(described, count)):
+            # The single-speaker test clips are that voice's share of the multi-speaker test as well.
+            in_multi = "test" if split == "test" and number < data.multi_test_per_speaker else ""
+            rows.append(row | {"single": split, "multi": in_multi})
+            progress("real speech, one speaker", len(rows), sum(budget.values()))
     voices: dict[tuple[str, str], list[Source]] = {}
     for source in sources:
         if source.speaker != voice:
             voices.setdefault((source.speaker, source.split), []).append(source)
     for number, ((speaker, split), group) in enumerate(sorted(voices.items())):
-        limit, kept = limits[split] * (UNNAMED_VOICES if speaker.endswith(f"-{UNNAMED}") else 1), 0
-        for source in _take(group, limit, seed, speaker):
-            row = _decoded(source, data.min_s, data.max_s)
-            if row:
-                rows.append(row | {"single": "", "multi": source.split})
-                kept += 1
-            if kept == limit:
-                break
+        limit = getattr(data, f"multi_{split}_per_speaker") * (UNNAMED_VOICES if speaker.endswith(f"-{UNNAMED}") else 1)
+        # Some are spares, for clips that turn out too short.
+        order = seeds.stream(seed, "protocol", speaker).permutation(len(group))[: 3 * limit if limit < 100 else None]
+        described = filter(None, (_decoded(group[index], data.min_s, data.max_s) for index in order))
+        rows += [row | {"single": "", "multi": split} for row in itertools.islice(described, limit)]
         progress("real speech, many speakers", number + 1, len(voices))
     return rows
 
 
 def _corpus_fakes(fakes: pd.DataFrame, table: pd.DataFrame, voice: str, data: Data, seed: int,
-                  progress: Callable[[str, int, int], None]) -> list[dict[str, object]]:
+                  progress: Progress) -> list[Row]:
     """Rows of the test clips that corpora bring as fakes, at most `data.fakes_per_generator` of each generator.
 
     Copies of test clips come first. Copies of clips that something is fitted on are left out.
@@ -202,124 +173,97 @@ def _corpus_fakes(fakes: pd.DataFrame, table: pd.DataFrame, voice: str, data: Da
     for number, ((corpus, generator), group) in enumerate(groups):
         name, kept = f"{corpus}-{_slug(generator)}", 0
         order = seeds.stream(seed, "protocol", "fakes", corpus, generator).permutation(len(group))
-        group = group.iloc[order].assign(real=[_parent(known, each) for each in group.iloc[order].parent])
-        group = group.assign(first=[bool(real) for real in group.real]).sort_values("first", ascending=False, kind="stable")
-        for fake in group.itertuples():
+        drawn = [(fake, _parent(known, fake.parent)) for fake in group.iloc[order].itertuples()]
+        for fake, parent in sorted(drawn, key=lambda pair: not pair[1]):
             if kept == data.fakes_per_generator:
                 break
             split = {"multi": "test" if fake.part == "test" else "", "single": "test" if fake.voice == voice else ""}
-            if fake.real:
-                split = {key: known.loc[fake.real, key] for key in EXPERIMENTS}
+            if parent:
+                split = {key: known.loc[parent, key] for key in EXPERIMENTS}
             if not any(split.values()) or set(split.values()) - {"test", ""}:
                 continue
             source = Source(Path(fake.path), corpus, fake.voice, "test", fake.licence, fake.text, fake.clip_id)
             if row := _decoded(source, data.min_s, data.max_s, name):
-                rows.append(row | split | {"role": fake.role, "label": "spoof", "generator": name, "family": fake.family or "unknown",
-                                           "parent": fake.real})
                 kept += 1
+                rows.append(row | split | {"role": fake.role, "label": "spoof", "generator": name, "parent": parent,
+                                           "family": fake.family or "unknown"})
         progress("fakes of corpora", number + 1, len(groups))
     return rows
 
 
 def _parent(known: pd.DataFrame, parent: str) -> str:
     """The clip of the table that a corpus's fake was made from, or an empty text."""
-    names = (clip_name(corpus, parent) for corpus in PARENTS) if parent else ()
+    names = (_named(corpus, parent) for corpus in PARENTS) if parent else ()
     return next((name for name in names if name in known.index), "")
 
 
-PARENTS = ("ljspeech", "m_ailabs", "vidtimit", "csv")
-"""Corpora whose clips others name as the parents of their fakes."""
-
-
 def _spread(clips: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The first `count` clips when every speaker gives one in turn, so that no choice hangs on one voice; in the table's order."""
+    """The first `count` clips when speakers give one in turn, in the table's order: no choice hangs on one voice."""
     turn = clips.groupby("speaker", sort=False).cumcount()
     return clips.loc[turn.sort_values(kind="stable").index[:count]].sort_index()
 
 
-def _jobs(table: pd.DataFrame, generators: list[Generator], data: Data) -> list[tuple[tuple, dict[str, object]]]:
-    """What has to be made: for each job its worker arguments and its row of the clip table."""
+def _jobs(table: pd.DataFrame, generators: list[Generator], data: Data) -> list[tuple[str, Row]]:
+    """What is to be made: the text or the recording that each synthetic clip comes from, and its row of the table."""
     tests = table[(table.single == "test") | (table.multi == "test")]
     development = pd.concat([_spread(table[table[name] == "validation"], data.development) for name in EXPERIMENTS])
     jobs = []
     for generator in generators:
-        base = {"label": "bonafide" if generator.kind == "control" else "spoof", "role": generator.kind,
-                "generator": generator.name, "family": generator.family, "rate_hz": RATE_HZ}
+        split = "development" if generator.development else "test"
         if generator.kind == "tts":
-            split = "development" if generator.development else "test"
             texts = (TEXTS / f"{generator.texts}.txt").read_text(encoding="utf-8").splitlines()[: data.texts]
-            for number, text in enumerate(texts):
-                name = f"{generator.name}_{number:03d}"
-                key = digest_of([generator.name, generator.version, text, data.max_s], 8)
-                path = CLIPS / generator.name / f"{name}-{key}.flac"
-                row = base | {"clip_id": name, "path": path, "source": generator.package, "corpus": generator.name,
-                              "speaker": generator.name, "single": split, "multi": split, "parent": "",
-                              "licence": "see generator", "text": text}
-                jobs.append(((generator.name, text, str(path), data.max_s, name), row))
-            continue
-        for parent in (development if generator.development else tests).itertuples():
-            name = f"{parent.clip_id}__{generator.name}"
-            key = digest_of([generator.name, generator.version, parent.sha256], 8)
-            path = CLIPS / generator.name / f"{name}-{key}.flac"
-            split = {key: ("development" if generator.development else "test") if getattr(parent, key) else ""
-                     for key in EXPERIMENTS}
-            row = base | split | {"clip_id": name, "path": path, "source": parent.source, "corpus": parent.corpus,
-                                  "speaker": parent.speaker, "parent": parent.clip_id, "licence": parent.licence,
-                                  "text": parent.text}
-            jobs.append(((generator.name, str(DATA / parent.path), str(path), data.max_s, name), row))
+            own = [(text, [text, data.max_s], {
+                "clip_id": f"{generator.name}_{number:03d}", "source": generator.package, "corpus": generator.name,
+                "speaker": generator.name, "single": split, "multi": split, "parent": "", "licence": "see generator",
+                "text": text}) for number, text in enumerate(texts)]
+        else:
+            own = [(str(DATA / parent.path), [parent.sha256], {
+                "clip_id": f"{parent.clip_id}__{generator.name}", "source": parent.source, "corpus": parent.corpus,
+                "speaker": parent.speaker, "parent": parent.clip_id, "licence": parent.licence, "text": parent.text,
+                **{name: split if getattr(parent, name) else "" for name in EXPERIMENTS}})
+                for parent in (development if generator.development else tests).itertuples()]
+        for origin, recipe, facts in own:
+            key = digest_of([generator.name, generator.version, *recipe], 8)
+            jobs.append((origin, facts | {
+                "label": "bonafide" if generator.kind == "control" else "spoof", "role": generator.kind,
+                "generator": generator.name, "family": generator.family,
+                "path": CLIPS / generator.name / f"{facts['clip_id']}-{key}.flac"}))
     return jobs
 
 
-def _described(row: dict[str, object], memory: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Add seconds, rate and SHA-256 of the file that the row names; `memory` keeps what was read before."""
-    import soundfile
-
-    path = Path(row["path"])
-    stamp = f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
-    if stamp not in memory:
-        info = soundfile.info(path)
-        memory[stamp] = {"seconds": info.frames / info.samplerate, "rate_hz": info.samplerate, "sha256": file_digest(path)}
-    return row | memory[stamp] | {"path": str(path.relative_to(DATA))}
+def _described(row: Row) -> Row:
+    """The row with seconds, rate and SHA-256 of the file that it names."""
+    path, info = row["path"], soundfile.info(row["path"])
+    return row | {"seconds": info.duration, "rate_hz": info.samplerate, "sha256": file_digest(path),
+                  "path": str(path.relative_to(DATA))}
 
 
 def prepare(data: Data, seed: int = 0, workers: int = 2,
-            progress: Callable[[str, int, int], None] = lambda *_: None) -> tuple[pd.DataFrame, list[str]]:
+            progress: Progress = lambda *_: None) -> tuple[pd.DataFrame, list[str]]:
     """Make (or find in the cache) every clip of the study and return the clip table and what was skipped.
 
     The table has one row a clip: `clip_id, path` (below data/), `source, corpus, speaker`, the split in each experiment
     (`single`, `multi`: train, validation, test, development or empty), `role` (bonafide, copysynth, tts, control),
     `label` (bonafide or spoof; controls are real speech and so bonafide), `generator, family, parent, seconds, rate_hz,
-    licence, sha256, text`. A killed preparation resumes: each clip is written atomically under a name made of its content.
+    licence, sha256, text`. A killed preparation resumes: each clip is written atomically under a name of its content.
     """
     CLIPS.mkdir(parents=True, exist_ok=True)
-    memory: dict[str, dict[str, object]] = {}
-    found, fakes = real_speech(data)
-    rows = _bonafide_rows(data, found, seed, progress)
-    table = pd.DataFrame([_described(row, memory) for row in rows])
-    brought = [] if fakes is None else _corpus_fakes(fakes, table, found[1], data, seed, progress)
+    sources, voice, fakes = cast_of(data)
+    table = pd.DataFrame([_described(row) for row in _bonafide_rows(data, sources, voice, seed, progress)])
+    made = [] if fakes is None else _corpus_fakes(fakes, table, voice, data, seed, progress)
     generators, skipped = available(data.generators)
     jobs = _jobs(table, generators, data)
+    # Long jobs first, so that no worker is left alone with them at the end.
+    todo = sorted(((origin, row, data.max_s) for origin, row in jobs if not row["path"].exists()),
+                  key=lambda job: (not job[1]["generator"].startswith("hifigan"), job[1]["clip_id"]))
     failed: dict[str, list[str]] = {}
-    context = multiprocessing.get_context("spawn")
-    todo = [job for job, _ in jobs if not Path(job[2]).exists()]
-    if todo:
-        # Long jobs first, so that no worker is left alone with them at the end.
-        todo.sort(key=lambda job: (not job[0].startswith("hifigan"), job[0]))
-        with concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent) as pool:
-            waiting = [pool.submit(_made, job) for job in todo]
-            try:
-                for number, done in enumerate(concurrent.futures.as_completed(waiting)):
-                    target, error = done.result()
-                    if error:
-                        failed.setdefault(Path(target).parent.name, []).append(error)
-                    progress("synthetic speech", number + 1, len(todo))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    skipped += [f"{name}: {len(errors)} clips failed ({errors[0]})" for name, errors in failed.items()]
-    made = [_described(row, memory) for row in brought]
-    made += [_described(row, memory) for job, row in jobs if Path(job[2]).exists()]
-    table = pd.concat([table, pd.DataFrame(made)], ignore_index=True)[COLUMNS]
+    for number, (name, fault) in enumerate(in_processes(_made, todo, workers) if todo else ()):
+        progress("synthetic speech", number + 1, len(todo))
+        if fault:
+            failed.setdefault(name, []).append(fault)
+    skipped += [f"{name}: {len(faults)} clips failed ({faults[0]})" for name, faults in failed.items()]
+    made += [row for _, row in jobs if row["path"].exists()]
+    table = pd.concat([table, pd.DataFrame([_described(row) for row in made])], ignore_index=True)[COLUMNS]
     check_table(table)
     return table, skipped
 

@@ -1,4 +1,5 @@
-"""Owns the embedded corpora: real speech inside Debian packages, found, unpacked without root and listed clip by clip."""
+"""Owns the embedded corpora: real speech inside Debian packages, found, unpacked without root, listed clip by clip; and
+the fetching of other corpora."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from lib.paths import PACKAGES, locked, temporary_prefix
 
@@ -56,7 +59,8 @@ _KTUBERLING = {
     "ru": ("test", "be-ru-voice"),
 }
 _KLETTRES = {
-    **{language: ("train", f"klettres-{language}") for language in ("ml", "hu", "he", "ar", "lt", "nds", "de", "fr", "en")},
+    **{language: ("train", f"klettres-{language}")
+       for language in ("ml", "hu", "he", "ar", "lt", "nds", "de", "fr", "en")},
     **{language: ("validation", f"klettres-{language}") for language in ("uk", "nl", "da")},
     **{language: ("test", f"klettres-{language}") for language in ("pt_BR", "nb", "en_GB")},
 }
@@ -121,7 +125,8 @@ EMBEDDED: tuple[Package, ...] = (
     Package("festvox-ru", VOICES + "/wav", "BSD-like", _festvox_ru),
     Package("fillets-ng-data-cs", "usr/share/games/fillets-ng/sound", "GPL-2", _fillets),
     *(
-        Package(f"asterisk-core-sounds-{language}-g722", f"usr/share/asterisk/sounds/{folder}", licence, _asterisk(language))
+        Package(f"asterisk-core-sounds-{language}-g722", f"usr/share/asterisk/sounds/{folder}", licence,
+                _asterisk(language))
         for language, (_, _, licence, folder) in _ASTERISK.items()
     ),
     Package("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps", "GPL-2", _tuxpaint),
@@ -154,10 +159,10 @@ def package_root(package: Package) -> Path:
 def _fetch(package: Package, root: Path, hint: str) -> None:
     with tempfile.TemporaryDirectory(dir=PACKAGES, prefix=temporary_prefix()) as name:
         folder = Path(name)
-        fetched = subprocess.run(["apt-get", "download", "-q", package.debian], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(["apt-get", "download", "-q", package.debian], cwd=folder, capture_output=True, text=True)
         archives = list(folder.glob("*.deb"))
-        if fetched.returncode or not archives:
-            reason = (fetched.stderr.strip().splitlines() or ["no archive came"])[-1]
+        if done.returncode or not archives:
+            reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
             raise CorpusError(f"cannot fetch {package.debian}: {reason}; run `apt-get update` once, or {hint}")
         subprocess.run(["dpkg-deb", "-x", archives[0], folder / "root"], check=True)
         if not (folder / "root" / package.folder).is_dir():
@@ -169,14 +174,31 @@ def _fetch(package: Package, root: Path, hint: str) -> None:
 def embedded_sources(packages: tuple[str, ...] = ()) -> list[Source]:
     """Every recording of the embedded corpora (or of the named packages), in a fixed order."""
     chosen = [package for package in EMBEDDED if not packages or package.debian in packages]
-    found: list[Source] = []
+    sources: list[Source] = []
     for package in chosen:
         root = package_root(package)
-        before = len(found)
-        found += package.sources(root, package.licence)
-        if len(found) == before:
+        own = list(package.sources(root, package.licence))
+        if not own:
             raise CorpusError(f"{package.debian} is unpacked under {root} but holds no recordings where expected")
-    return found
+        sources += own
+    return sources
+
+
+def embedded_manifest() -> pd.DataFrame:
+    """The embedded corpora in the form of a public one (lib.data.public.COLUMNS), with `voice`."""
+    table = pd.DataFrame([vars(source) for source in embedded_sources()])
+    table["clip_id"] = [f"{row.corpus}/{'-'.join(row.path.parts[-3:])}" for row in table.itertuples()]
+    return table.assign(voice=table.speaker, role="bonafide", label="bonafide", generator="", family="", parent="")
+
+
+def download(name: str, folder: Path, **options: str) -> None:
+    """Fetch a corpus of `torchaudio.datasets` by its class name into `folder`. Raises what torchaudio does."""
+    if not name:
+        raise ValueError("its terms are to be accepted by its user")
+    import torchaudio
+
+    folder.mkdir(parents=True, exist_ok=True)
+    getattr(torchaudio.datasets, name)(str(folder), download=True, **options)
 
 
 def phone_labels(clip_stem: str) -> list[tuple[float, float, str]]:
