@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lib.data import scorefiles
-from lib.data.scorefiles import ScoreFileError, read_key, read_scores, write_key, write_scores
+from lib.data.scorefiles import ScoreFileError, read_key, read_scores, write_scores
 from lib.evaluate import metrics
 from lib.evaluate.results import evaluate
 
@@ -17,6 +17,11 @@ from lib.evaluate.results import evaluate
 def saved(folder, text, name="scores.txt"):
     path = folder / name
     path.write_text(text, encoding="utf-8")
+    return path
+
+
+def written_key(path, table):
+    table[["clip_id", "label"]].to_csv(path, sep="\t", index=False, header=["filename", "cm-label"])
     return path
 
 
@@ -33,10 +38,9 @@ def test_round_trip_keeps_every_digit(tmp_path, form):
     table = trials()
     table.loc[0, "score"] = 1e-300
     path = write_scores(tmp_path / "new folder" / "scores.txt", table, form)
-    for asked in (None, form):
-        read = read_scores(path, asked)
-        assert read["clip_id"].tolist() == table["clip_id"].tolist()
-        assert read["score"].tolist() == table["score"].tolist()
+    read = read_scores(path)
+    assert read["clip_id"].tolist() == table["clip_id"].tolist()
+    assert read["score"].tolist() == table["score"].tolist()
     if form == "asvspoof2019":
         assert read["label"].tolist() == table["label"].tolist()
         assert read["attack"].tolist() == table["generator"].tolist()
@@ -49,8 +53,6 @@ def test_the_exact_lines(tmp_path):
     assert text == {"asvspoof2019": b"clip_0 world spoof -1.5\nclip_1 - bonafide 2.0\n",
                     "asvspoof2021": b"clip_0 -1.5\nclip_1 2.0\n",
                     "asvspoof5": b"filename\tcm-score\nclip_0\t-1.5\nclip_1\t2.0\n"}
-    key = write_key(tmp_path / "key", table).read_bytes()
-    assert key == b"filename\tcm-label\nclip_0\tspoof\nclip_1\tbonafide\n"
 
 
 def test_published_examples(tmp_path):
@@ -67,11 +69,21 @@ def test_crlf_bom_blank_lines_and_gzip(tmp_path):
     assert read_scores(path)["score"].tolist() == [1.0, -2.0]
 
 
+def test_a_header_with_outer_spaces_and_a_damaged_archive(tmp_path):
+    assert read_scores(saved(tmp_path, "filename\tcm-score \na\t1\n"))["score"].tolist() == [1.0]
+    assert read_key(saved(tmp_path, "filename \tcm-label\r\na\tspoof\n"))["label"].tolist() == ["spoof"]
+    packed = bytearray(gzip.compress(b"filename\tcm-score\n" + b"".join(b"a%d\t%d\n" % (n, n * n) for n in range(999))))
+    packed[40:60] = b"\xff" * 20
+    (tmp_path / "scores.tsv.gz").write_bytes(packed)
+    with pytest.raises(ScoreFileError, match="scores.tsv.gz: expected a readable"):
+        read_scores(tmp_path / "scores.tsv.gz")
+
+
 def test_ids_with_spaces(tmp_path):
     name = "fake/en/OpenAI TTS-1 HD/a (1).wav"
     table = trials(2).assign(clip_id=[name, "b"])
     assert read_scores(write_scores(tmp_path / "s.tsv", table))["clip_id"][0] == name
-    assert read_key(write_key(tmp_path / "k.tsv", table))["clip_id"][0] == name
+    assert read_key(written_key(tmp_path / "k.tsv", table))["clip_id"][0] == name
     for form in ("asvspoof2019", "asvspoof2021"):
         with pytest.raises(ScoreFileError, match="asvspoof5 takes inner spaces"):
             write_scores(tmp_path / "s.txt", table, form)
@@ -127,8 +139,6 @@ def test_read_refuses_other_files(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(ScoreFileError, match="UTF-8"):
         read_scores(tmp_path / "binary")
-    with pytest.raises(ScoreFileError, match="header"):
-        read_scores(saved(tmp_path, "a 1\n"), "asvspoof5")
     many = "".join(f"clip{i} x\n" for i in range(9))
     with pytest.raises(ScoreFileError, match="and 4 more"):
         read_scores(saved(tmp_path, many))
@@ -167,7 +177,7 @@ def evaluated(folder, bonafide, spoof):
     table = pd.DataFrame({"clip_id": [f"c{i}" for i in range(len(bonafide) + len(spoof))],
                           "score": [*bonafide, *spoof],
                           "label": ["bonafide"] * len(bonafide) + ["spoof"] * len(spoof)})
-    return evaluate(write_scores(folder / "s.tsv", table), write_key(folder / "k.tsv", table))
+    return evaluate(write_scores(folder / "s.tsv", table), written_key(folder / "k.tsv", table))
 
 
 def test_evaluate_by_hand(tmp_path):

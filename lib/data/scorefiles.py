@@ -1,4 +1,4 @@
-"""Score files and keys of the ASVspoof challenges: read strictly, written atomically, evaluated whole.
+"""Owns score files and keys of the ASVspoof challenges and the study's score frames: read strictly, written atomically.
 
 Score up = bona fide in every file. Three forms of score file, by their `form` name:
     asvspoof2019   `clip attack label score`   spaces, no header
@@ -11,13 +11,14 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.paths import write_text
+from lib.paths import atomic, digest_of, write_text
 
 FORMS = {"asvspoof2019": 4, "asvspoof2021": 2, "asvspoof5": 2}  # name -> columns
 SCORE_HEADER, KEY_HEADER = ["filename", "cm-score"], ["filename", "cm-label"]
@@ -44,8 +45,7 @@ def _refuse(path: Path, problems: list[str]) -> None:
 
 
 def _refuse_some(path: Path, expected: str, ids: Iterable[str], remedy: str) -> None:
-    ids = list(ids)
-    if ids:
+    if ids := list(ids):
         raise ScoreFileError(f"{path}: expected {expected}, found {len(ids)} not so: {ids[:3]}. {remedy}")
 
 
@@ -56,7 +56,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ScoreFileError(f"{path}: expected a readable UTF-8 text file, found: {error}.") from error
 
 
@@ -66,6 +66,10 @@ def _first_line(path: Path) -> str:
     raise ScoreFileError(f"{path}: expected scores or labels, found an empty file. Make it again.")
 
 
+def _is_header(line: str, names: list[str]) -> bool:
+    return [field.strip() for field in line.split("\t")] == names
+
+
 def _refuse_duplicates(path: Path, ids: pd.Series) -> None:
     _refuse_some(path, "every clip once", ids[ids.duplicated()].unique(), "Remove lines or rename clips.")
 
@@ -73,33 +77,26 @@ def _refuse_duplicates(path: Path, ids: pd.Series) -> None:
 def _form_of(path: Path) -> str:
     first = _first_line(path)
     fields = first.split()
-    if first.split("\t") == SCORE_HEADER:
+    if _is_header(first, SCORE_HEADER):
         return "asvspoof5"
     if len(fields) == 2:
         return "asvspoof2021"
     if len(fields) == 4 and fields[2] in LABELS:
         return "asvspoof2019"
-    raise ScoreFileError(
-        f"{path}: expected `clip score`, `clip attack label score` or the header `filename<TAB>cm-score`, "
-        f"found {len(fields)} columns: {first[:80]!r}. Ids with spaces need that header and tabs; of a "
-        "five-column SASV file keep filename and cm-score.")
+    raise ScoreFileError(f"{path}: expected `clip score`, `clip attack label score` or the header "
+                         f"`filename<TAB>cm-score`, found {len(fields)} columns: {first[:80]!r}. Ids with spaces need "
+                         "that header and tabs; of a five-column SASV file keep filename and cm-score.")
 
 
-def read_scores(path: str | os.PathLike, form: str | None = None) -> pd.DataFrame:
+def read_scores(path: str | os.PathLike) -> pd.DataFrame:
     """Columns clip_id, score (finite, up = bona fide) and, in the form asvspoof2019, attack and label.
 
-    `form` is one of `FORMS`, None recognises it by the first line. Raises ScoreFileError on lines that do not
-    parse (with their numbers), NaN or Inf, duplicate ids, an empty file.
+    Raises ScoreFileError on lines that do not parse (with their numbers), NaN or Inf, duplicate ids, an empty file.
     """
     path = Path(path)
-    form = form or _form_of(path)
-    if form not in FORMS:
-        raise ScoreFileError(f"expected a form among {', '.join(FORMS)}, found {form!r}.")
-    tabbed, width, lines = form == "asvspoof5", FORMS[form], list(_lines(path))
-    if tabbed and _first_line(path).split("\t") != SCORE_HEADER:
-        raise ScoreFileError(f"{path}: expected the header `filename<TAB>cm-score`: {lines[0][1]!r:.60}.")
-    rows, problems = [], []
-    for number, line in lines[int(tabbed):]:
+    form = _form_of(path)
+    tabbed, width, rows, problems = form == "asvspoof5", FORMS[form], [], []
+    for number, line in list(_lines(path))[int(tabbed):]:
         fields = line.split("\t" if tabbed else None)
         try:
             score = float(fields[-1])
@@ -130,8 +127,8 @@ def _checked(path: Path, table: pd.DataFrame, needed: list[str], spaces: bool) -
     _refuse_duplicates(path, ids)
     unfit = [name for name in ids if name != name.strip() or "\t" in name or len(name.splitlines()) != 1
              or (not spaces and len(name.split()) > 1)]
-    wanted = "ids without tabs or outer spaces" if spaces else "ids without spaces"
-    _refuse_some(path, wanted, unfit, "The form asvspoof5 takes inner spaces.")
+    _refuse_some(path, "ids without tabs or outer spaces" if spaces else "ids without spaces", unfit,
+                 "The form asvspoof5 takes inner spaces.")
     if "label" in needed:
         _refuse_some(path, "labels bonafide or spoof", {*table["label"]} - {*LABELS}, "Spell them so.")
     if "score" in needed:
@@ -161,16 +158,6 @@ def write_scores(path: str | os.PathLike, table: pd.DataFrame, form: str = "asvs
     return path
 
 
-def write_key(path: str | os.PathLike, table: pd.DataFrame) -> Path:
-    """Write clip_id and label as an ASVspoof 5 key, atomically; return the path. Raises ScoreFileError."""
-    path = Path(path)
-    table = _checked(path, table, ["clip_id", "label"], spaces=True)
-    pairs = table.itertuples(index=False, name=None)
-    rows = ["\t".join(KEY_HEADER), *(f"{name}\t{label}" for name, label in pairs)]
-    write_text(path, "".join(f"{row}\n" for row in rows))
-    return path
-
-
 def read_key(path: str | os.PathLike) -> pd.DataFrame:
     """Columns speaker, clip_id, attack, label, subset, condition, family ('' where a file does not say).
 
@@ -180,7 +167,7 @@ def read_key(path: str | os.PathLike) -> pd.DataFrame:
     """
     path = Path(path)
     first = _first_line(path)
-    tabbed, width = first.split("\t") == KEY_HEADER, len(first.split())
+    tabbed, width = _is_header(first, KEY_HEADER), len(first.split())
     if {"clip_id", "label"} <= set(first.split(",")):
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -212,3 +199,95 @@ def read_key(path: str | os.PathLike) -> pd.DataFrame:
     return table
 
 
+def read_labelled(score_path: str | os.PathLike, key_path: str | os.PathLike | None = None) -> pd.DataFrame:
+    """clip_id, score, label, attack of exactly the clips of the key, or of its `eval` subset if any; without a key, the
+    labels of an asvspoof2019 file are used. Raises ScoreFileError."""
+    score_path = Path(score_path)
+    scores = read_scores(score_path)
+    if key_path is None:
+        _refuse(score_path, [] if "label" in scores else ["expected labels, found none: name the key too"])
+        return scores
+    key = read_key(key_path)
+    chosen = key[key["subset"] == "eval"] if (key["subset"] == "eval").any() else key
+    missing = chosen.loc[~chosen["clip_id"].isin(scores["clip_id"]), "clip_id"].tolist()
+    extra = scores.loc[~scores["clip_id"].isin(key["clip_id"]), "clip_id"].tolist()
+    if missing or extra:
+        raise ScoreFileError(
+            f"{score_path}: expected the {len(chosen)} clips of {key_path}, found {len(missing)} missing "
+            f"{missing[:3]} and {len(extra)} unknown {extra[:3]}. Score every clip of the key and no other; "
+            "compare spelling, file extension and folders of the ids.")
+    table = chosen.merge(scores, on="clip_id", suffixes=("", "_scored"), validate="one_to_one")
+    if "label_scored" in table:
+        differ = table.loc[table["label"] != table["label_scored"], "clip_id"]
+        _refuse_some(score_path, f"the labels of {key_path}", differ, "One of the two is out of date.")
+        table["attack"] = table["attack"].where(table["attack"] != "", table["attack_scored"])
+    return table
+
+
+OURS = "This study's detector"
+FRAME = ["experiment", "split", "system", "kind", "seed", "role", "family", "generator", "source", "speaker", "parent",
+         "clip_id", "anomaly"]
+"""Columns of a score frame: one row a clip, system, experiment and seed. `split` is test, development or threshold
+(bona fide calibration clips); `parent` the clip that a copy was made from, of text to speech its sentence; `source` how
+far a voice is from the training speech (`sources`); anomaly goes up for fakes."""
+
+FAMILIES = {"signal vocoder": "vocoder-signal", "neural vocoder": ("vocoder-neural", "neural vocoder"),
+            "joined recordings": ("tts-unit-selection", "tts-diphone"), "text to speech": "tts"}
+ROLES = {"copysynth": "other copies", "tts": "text to speech", "spoof": "other fakes"}
+"""Fakes by role, and their family where FAMILIES says nothing."""
+
+
+def sources(clips: pd.DataFrame, experiment: str) -> pd.Series:
+    """By clip id, how far each voice is from the training speech: a known voice, a new voice of a known collection
+    (asterisk-ru where asterisk-en is trained on), or a new source."""
+    train = clips[(clips.role == "bonafide") & (clips[experiment] == "train")]
+    collection = clips.corpus.str.split("-").str[0]
+    cases = [clips.speaker.isin(train.speaker), collection.isin(collection[train.index])]
+    return pd.Series(np.select(cases, ["known voice", "known collection"], "new source"), index=clips.clip_id)
+
+
+def score_frame(scores: pd.DataFrame, experiment: str, system: str = OURS, kind: str = "ours", seed: int = 0,
+                clips: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows of a clip table with `anomaly` as a score frame; `clips`, the study's whole table, fills `source`."""
+    sentence = scores.get("text", scores.clip_id).map(lambda text: f"sentence {digest_of(text, 8)}")
+    source = scores.clip_id.map(sources(clips, experiment)) if clips is not None else ""
+    split = scores[experiment].replace("validation", "development")
+    return scores.assign(experiment=experiment, split=split, system=system, kind=kind, seed=seed, source=source,
+                         parent=scores.parent.where(scores.role != "tts", sentence))[FRAME].reset_index(drop=True)
+
+
+def save_scores(frame: pd.DataFrame, path: Path | str) -> pd.DataFrame:
+    """Write a score frame (NAME.csv.gz, 7 digits; equal frames give equal bytes) and return it as it reads again:
+    tables are made of that, so that they can be rebuilt from the file."""
+    text = frame[FRAME].sort_values(FRAME[:-1], kind="stable").to_csv(index=False, float_format="%.7g")
+    with atomic(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return load_scores(path)
+
+
+def load_scores(path: Path | str) -> pd.DataFrame:
+    """A score frame that `save_scores` wrote."""
+    return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(set(FRAME) - {"seed", "anomaly"}, str))
+
+
+def clusters(frame: pd.DataFrame) -> np.ndarray:
+    """What each clip shares with others: with several voices the speaker, else the real sentence that pairs share; of
+    text to speech always the sentence, since its voices are one a generator."""
+    parents = np.where(frame.parent == "", frame.clip_id, frame.parent)
+    return np.where((frame.experiment == "multi") & (frame.role != "tts"), frame.speaker, parents)
+
+
+def parts_of(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The bona fide clips with each family of fakes, all copies, all fakes and each control: what the headline counts.
+
+    frame: of one system and experiment. Families go by how a clip's `family` begins; the first that fits counts.
+    """
+    fake, family = frame.role.isin(ROLES), frame.role.map(ROLES).fillna(frame.generator)
+    for name, begins in reversed(FAMILIES.items()):
+        family = family.mask(fake & frame.family.str.startswith(begins), name)
+    parts = {name: family == name for name in [*FAMILIES, "other copies", "other fakes"]}
+    parts |= {"all copies": frame.role == "copysynth", "all fakes": fake}
+    parts |= {name: family == name for name in frame.generator[frame.role == "control"].unique()}
+    for name, part in parts.items():
+        if part.any():
+            yield name, frame[part | (frame.role == "bonafide")]
