@@ -10,15 +10,16 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 """The folder of the library itself."""
 PROJECT = PACKAGE.parent
-ROOT = Path(os.environ.get("STUDY_ROOT") or PROJECT)
+ROOT = Path(os.environ.get("STUDY_ROOT") or PROJECT).absolute()
 """The project's folder; the environment variable STUDY_ROOT moves everything that is generated elsewhere."""
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -152,7 +153,70 @@ def digest_of(value: object, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+_INNER: list[float] = []
+"""Seconds in clocks inside each open clock."""
+
+
+@contextmanager
+def clocked(kind: str) -> Iterator[None]:
+    """Count the block's seconds as `kind` of work for the report's table of times: one JSON line in the file that the
+    environment variable STUDY_TIMES names, without the seconds of clocks inside. Only the main thread is counted."""
+    file, began = os.environ.get("STUDY_TIMES"), time.perf_counter()
+    if not file or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _INNER.append(0.0)
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - began
+        own = seconds - _INNER.pop()
+        if _INNER:
+            _INNER[-1] += seconds
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"kind": kind, "seconds": round(own, 3), "end": time.time()}) + "\n")
+
+
 def shown(path: object) -> str:
     """A file name that can be printed and written: control characters and bytes that are not UTF-8 are spelled out."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+class UsageError(ValueError):
+    """What a user asked for makes no sense; the message says what would."""
+
+
+def require_outputs(outputs: Iterable[str], inputs: Iterable[Path | str], folders: bool = False) -> None:
+    """Raise UsageError for an output that cannot be written, is read as well, or is named twice; names are those that the
+    user gave. Outputs are files, or `folders` of detectors, of which the one that ships is never written."""
+    outputs, inputs = list(outputs), list(inputs)
+    for number, name in enumerate(outputs):
+        path = Path(name)
+        try:
+            held = {each.name for each in path.iterdir()} if path.is_dir() else set()
+            base = next(folder for folder in path.absolute().parents if folder.exists())
+            rules = [
+                (SHIPPED in (path.resolve(), *path.resolve().parents), "belongs to the detector that ships with the project"),
+                (any(map(functools.partial(_same, name), inputs)), "is read, and would be written"),
+                (any(map(functools.partial(_same, name), outputs[:number])), "is named for two outputs"),
+                (path.is_dir() and not folders, "is a folder, no file"),
+                (path.exists() and not path.is_dir() and (folders or not path.is_file()), "is there already, and is no "
+                 + ("folder" if folders else "regular file")),
+                (bool(held - {"detector.json", "detector.safetensors", "limits.json", "known.json"}), "holds other files"),
+                (path.exists() and not os.access(path, os.W_OK), "may not be written: Permission denied")]
+            if reasons := [text for holds, text in rules if holds]:
+                raise UsageError(f"{name} {reasons[0]}: name another output")
+            with tempfile.TemporaryFile(dir=base):
+                pass
+        except OSError as error:
+            raise UsageError(f"{name} cannot be written: {error.strerror}") from None
+
+
+def _same(one: Path | str, other: Path | str) -> bool:
+    if os.path.abspath(one) == os.path.abspath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -6,12 +6,14 @@ import re
 import wave
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from lib.report.html import POLICY, SCRIPT, export_notebook, notebook_facts, remote_urls, write_index
+from lib.report.html import POLICY, SCRIPT, export_notebook, notebook_facts, write_index, write_table
+from tests.pages import remote_urls
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 
@@ -136,13 +138,15 @@ def test_outputs(page):
 
 def test_printed_lines_are_one_output_and_long_logs_are_folded(tmp_path):
     line = lambda text, name="stdout": new_output("stream", name=name, text=text)  # noqa: E731
-    short = [line("epoch 1\n"), line("noise", "stderr"), line("10 %\r"), line("90 %\rdone\n"), shown(text_plain="table"), line("after\n")]
+    short = [line("epoch 1\n"), line("noise", "stderr"), line("10 %\r"), line("90 %\rdone\n"),
+             shown(text_plain="table"), line("after\n")]
     long = [line(f"step {number}\n") for number in range(30)]
     executed = save(tmp_path, [new_markdown_cell("# T"), code("a", *short), code("b", *long)])
     page = BeautifulSoup(export_notebook(executed, tmp_path / "a.html").read_text(encoding="utf-8"), "html.parser")
     assert [one.get_text() for one in page.select("pre.stream")][:2] == ["epoch 1\ndone\n", "after\n"]
     folded = page.select("details.log")
-    assert len(folded) == 1 and "30 lines" in folded[0].summary.get_text() and folded[0].pre.get_text().count("step") == 30
+    assert len(folded) == 1 and "30 lines" in folded[0].summary.get_text()
+    assert folded[0].pre.get_text().count("step") == 30
 
 
 def test_every_image_has_alt_text(page):
@@ -186,9 +190,12 @@ def test_print_never_cuts_a_figure(page):
 
 
 def test_hostile_title(tmp_path):
+    table = pd.DataFrame({"x": [HOSTILE]})
+    html = write_table(tmp_path / "a.html", table, HOSTILE, HOSTILE).read_text(encoding="utf-8")
+    page = BeautifulSoup(html, "html.parser")
+    assert page.title.get_text() == page.h1.get_text() == page.td.get_text() == HOSTILE
+    assert "<script>alert" not in html and not page.find(onerror=True) and "All notebooks" not in html
     executed = save(tmp_path, [new_markdown_cell("text")], name="a<b>.ipynb")
-    html = export_notebook(executed, tmp_path / "a.html", title=HOSTILE).read_text(encoding="utf-8")
-    assert "<script>alert" not in html and BeautifulSoup(html, "html.parser").title.get_text() == HOSTILE
     html = export_notebook(executed, tmp_path / "a.html").read_text(encoding="utf-8")
     assert "<title>a&lt;b&gt;</title>" in html
 
@@ -206,7 +213,7 @@ def test_images_beside_the_notebook_and_attachments_are_embedded(tmp_path):
 def test_remote_image_is_refused_and_the_old_page_stays(tmp_path):
     (tmp_path / "a.html").write_text("old")
     executed = save(tmp_path, [new_markdown_cell("![x](https://example.org/x.png)")])
-    with pytest.raises(ValueError, match="loads nothing remote, found.*example.org"):
+    with pytest.raises(ValueError, match="loads nothing remote, not https://example.org"):
         export_notebook(executed, tmp_path / "a.html")
     assert (tmp_path / "a.html").read_text() == "old"
     linked = save(tmp_path, [new_markdown_cell("[x](https://example.org/x.png) https://example.org")])
@@ -245,15 +252,30 @@ def test_remote_urls(html, found):
 def test_facts(tmp_path):
     facts = notebook_facts(save(tmp_path, cells(), papermill={"duration": 75.4}))
     assert facts == {"title": "Anomaly maps", "question": "Where is the *fake* in a fake?", "seconds": 75.4,
-                     "finding": "The map finds **61 %**, $p<0.05$.", "figure": png(42, "black")}
+                     "finding": "The map finds **61 %**, $p<0.05$.", "figure": png(42, "black"), "preset": ""}
 
 
-def test_facts_of_a_plain_string_and_of_an_empty_notebook(tmp_path):
-    quoted = code("finding", new_output("execute_result", {"text/plain": "'It\\'s 5 %.'"}), tags=["finding"])
-    assert notebook_facts(save(tmp_path, [new_markdown_cell("# A\n## B\n\nno"), quoted])) == {
-        "title": "A", "question": "", "finding": "It's 5 %.", "seconds": None, "figure": None}
-    assert notebook_facts(save(tmp_path, [])) == {
-        "title": "", "question": "", "finding": "", "seconds": None, "figure": None}
+def test_facts_of_an_almost_empty_notebook(tmp_path):
+    absent = {"question": "", "finding": "", "seconds": None, "figure": None, "preset": ""}
+    assert notebook_facts(save(tmp_path, [new_markdown_cell("# A\n## B\n\nno")])) == {"title": "A"} | absent
+    assert notebook_facts(save(tmp_path, [])) == {"title": ""} | absent
+
+
+def test_a_smoke_run_says_so_on_every_page_and_on_the_index(tmp_path):
+    for preset in ("smoke", "study"):
+        executed = save(tmp_path, cells(), papermill={"parameters": {"preset": preset}, "duration": 1.0})
+        page = export_notebook(executed, tmp_path / "page.html")
+        index = write_index(tmp_path / "index.html", [{"href": "x"}, {"href": "page.html", **notebook_facts(executed)}])
+        for path in (page, index):
+            banner = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one("main > .banner")
+            assert (preset == "smoke") == bool(banner) and (not banner or "mean nothing" in banner.get_text())
+
+
+def test_cells_that_show_the_method_stay_open(tmp_path):
+    executed = save(tmp_path, [code("loss = 1 - cosine", tags=["method"]), code("hidden = 1")])
+    page = BeautifulSoup(export_notebook(executed, tmp_path / "a.html").read_text(encoding="utf-8"), "html.parser")
+    assert page.select_one(".label").get_text() == "The method" and len(page.select("details.source")) == 1
+    assert "loss = 1 - cosine" not in page.select_one("details.source").get_text()
 
 
 def test_index(tmp_path):
@@ -263,28 +285,28 @@ def test_index(tmp_path):
                {"number": "41", "href": "html/41 <x>.html", "title": HOSTILE, "question": HOSTILE, "finding": HOSTILE,
                 "seconds": 4_000}]
     path = write_index(tmp_path / "index.html", entries, figure=(tmp_path / "main.png", "All scores"), title=HOSTILE,
-                       provenance={"seed": 0}, summary="One *line*", headline="<table><tr><td>EER</td></tr></table>",
-                       links=[("tables/x.csv", "<Scores>")])
+                       provenance={"seed": 0}, summary="One *line*", headline="<table><tr><td>EER</td></tr></table>")
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     assert remote_urls(str(page)) == [] and not page.find("script") and not page.find(onerror=True)
     assert page.h1.get_text() == page.title.get_text() == HOSTILE
     first, second = page.select("ol.entries > li")
     assert first.a["href"] == "html/40.html" and first.h3.get_text() == "40 Anomaly maps"
     assert first.select_one(".question").get_text() == "Where is the fake in a fake?" and first.em
-    assert first.select_one(".finding").math and first.strong and "1 min 15 s" in first.get_text()
+    assert first.select_one(".finding").math and first.strong and "ran in 75 s" in first.get_text()
     assert first.img["alt"] == "Main figure of Anomaly maps"
-    assert HOSTILE in second.get_text() and "1 h 6 min" in second.get_text() and not second.img
+    assert HOSTILE in second.get_text() and "67 min" in second.get_text() and not second.img
     linked = write_index(tmp_path / "b.html", [{"href": "x", "finding": "[a](javascript:alert(1))"}])
     assert "javascript:" not in linked.read_text(encoding="utf-8")
     figure = page.select_one("figure img")
     assert figure["alt"] == "All scores"
     assert Image.open(io.BytesIO(base64.b64decode(figure["src"].partition(",")[2]))).width == 2_000
-    assert page.select_one("section.headline .scroll table") and page.select_one(".links a").get_text() == "<Scores>"
+    assert page.select_one("section.headline .scroll table")
     assert page.select_one(".provenance dd").get_text() == "0"
 
 
 def test_columns_of_words_are_marked_and_wrap_while_numbers_stay(tmp_path):
-    frame = "<table class='dataframe'><thead><tr><th>claim</th><th>AUC</th><th>who</th></tr></thead><tbody>{}</tbody></table>"
+    head = "<thead><tr><th>claim</th><th>AUC</th><th>who</th></tr></thead>"
+    frame = f"<table class='dataframe'>{head}<tbody>{{}}</tbody></table>"
     rows = "".join(f"<tr><td>{'a long claim ' * 5}</td><td>{value}</td><td>{who}</td></tr>"
                    for value, who in (("0.93 [0.88, 0.97]", ""), ("NaN", "us"), ("-1.2e-05", "")))
     write_index(tmp_path / "index.html", [], headline=frame.format(rows))

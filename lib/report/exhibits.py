@@ -1,11 +1,13 @@
-"""Owns what a reader sees: figures (SVG, PNG, CSV of what is drawn, alt text) and tables, on one style and fixed scales."""
+"""Owns what a reader sees: figures (SVG, PNG, CSV of what is drawn, alt text) and tables, in one style."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import platform
 import subprocess
+from html import escape
 from importlib import metadata
 from pathlib import Path
 
@@ -13,12 +15,21 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from lib.paths import PROJECT, atomic, write_json, write_text
+from lib.paths import PROJECT, REFERENCE, REPORTS, atomic, clocked, write_json, write_text
 from lib.settings import Settings
 
+TOLERANCE = {"green": 0.02, "amber": 0.06}
+"""How far a table of this run may be from the reference run. Another processor or thread count changes the last bits of
+training, and through it scores: AUC moves by a few hundredths. Counts and hashes must not move at all."""
 MAP_COLOURS = "magma"
 LEVEL_COLOURS = "viridis"
 PALETTE = "colorblind"
+MOST_ROWS = 60
+"""Of the data of a figure on its page; with more, the page would be mostly numbers."""
+
+
+class StudyError(RuntimeError):
+    """The study cannot go on; the message says where it stopped and what to do."""
 
 
 def style() -> None:
@@ -34,91 +45,71 @@ def style() -> None:
 
 
 class Exhibits:
-    """Writes figures and tables of one notebook below `folder`, and shows them in the notebook.
-
-    Every figure becomes NAME.svg, NAME.png, NAME.csv (what is drawn) and NAME.txt (alt text); every table NAME.csv and
-    NAME.json with the provenance of the run beside it.
-    """
+    """Writes figures and tables of one notebook below `folder`, and shows them in the notebook. Every figure becomes
+    NAME.svg, .png, .csv (what is drawn) and .txt (alt text), every table NAME.csv and NAME.json with its provenance."""
 
     def __init__(self, folder: Path, notebook: str, provenance: dict[str, object]) -> None:
         self.figures, self.tables = Path(folder) / "figures", Path(folder) / "tables"
         self.notebook, self.provenance = notebook, provenance
         style()
 
+    @clocked("drawing")
     def figure(self, figure: matplotlib.figure.Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:
         """Save and show `figure`; `alt` says in words what it shows; `data` is what is drawn, shown under a fold."""
         import matplotlib.pyplot as pyplot
-        from IPython.display import display
+        from IPython.display import Image, display
 
         stem = self.figures / f"{self.notebook[:2]}_{name}"
         with atomic(stem.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Description": json.dumps(self.provenance)})
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Description": json.dumps(self.provenance)})
         with atomic(stem.with_suffix(".png")) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+            figure.savefig(temporary, format="png", metadata={"Description": json.dumps(self.provenance)})
         write_text(stem.with_suffix(".txt"), alt + "\n")
         pyplot.close(figure)
-        display(_Image(buffer.getvalue()), metadata={"image/png": {"alt": alt}})
+        display(Image(stem.with_suffix(".png"), alt=alt))
         if data is not None:
             with atomic(stem.with_suffix(".csv")) as temporary:
                 data.to_csv(temporary, index=False, float_format="%.6g")
-            display(_Fold("Data of this figure", data, f"figures/{stem.name}.csv"))
+            rows = data.head(MOST_ROWS).to_html(index=False, float_format="{:.4g}".format, na_rep="", border=0)
+            if len(data) > MOST_ROWS:
+                rows += f"<p class='caption'>{len(data) - MOST_ROWS:,} more rows: figures/{stem.name}.csv</p>"
+            fold = f"<details class='data'><summary>Data of this figure</summary>{rows}</details>"
+            display({"text/html": fold, "text/plain": "[Data of this figure]"}, raw=True)
 
-    def table(self, table: pd.DataFrame, name: str, caption: str = "", digits: int = 3, show: bool = True) -> None:
-        """Save `table` as CSV and JSON and show it with `digits` decimals."""
+    def table(self, table: pd.DataFrame, name: str, caption: str = "", digits: int = 3, show: bool = True,
+              reference: list[str] | None = None) -> None:
+        """Save `table` as CSV and JSON and show it with `digits` decimals.
+
+        `reference` are the columns that name a row. With them, at the preset study, rows of the reference run that this
+        run did not compute are added, and a column `run` says which is which.
+        """
         from IPython.display import display
 
         stem = self.tables / f"{self.notebook[:2]}_{name}"
+        source = REFERENCE / "full" / f"{stem.name}.csv"
+        beside = bool(reference) and self.provenance.get("preset") == "study" and source.exists()
+        if beside:
+            table = beside_reference(table, pd.read_csv(source), reference)
         with atomic(stem.with_suffix(".csv")) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6f")
         rows = json.loads(table.to_json(orient="records", double_precision=6))
         write_json(stem.with_suffix(".json"), {"caption": caption, "provenance": self.provenance, "rows": rows})
         if show:
-            display(_Table(table, caption, digits))
+            look = {"index": False, "float_format": f"{{:.{digits}f}}".format, "na_rep": ""}
+            html = f"<p class='caption'>{escape(caption)}</p>" if caption else ""
+            html += table.to_html(border=0, **look)
+            if beside:
+                html += ("<p class='caption'>The rows <em>reference</em> were not computed now: they are the "
+                         f"<a href='../reference/full/{source.name}'>reference run's</a>.</p>")
+            text = table.to_string(**look)
+            display({"text/html": f"<div class='table'>{html}</div>", "text/plain": text}, raw=True)
 
 
-class _Image:
-    def __init__(self, png: bytes) -> None:
-        self.png = png
-
-    def _repr_png_(self) -> bytes:
-        return self.png
-
-
-class _Table:
-    def __init__(self, table: pd.DataFrame, caption: str, digits: int) -> None:
-        self.table, self.caption, self.digits = table, caption, digits
-
-    def _repr_html_(self) -> str:
-        shown = self.table.to_html(index=False, float_format=lambda value: f"{value:.{self.digits}f}", na_rep="", border=0)
-        caption = f"<p class='caption'>{_escaped(self.caption)}</p>" if self.caption else ""
-        return f"<div class='table'>{caption}{shown}</div>"
-
-    def __repr__(self) -> str:
-        return self.table.to_string(index=False, float_format=lambda value: f"{value:.{self.digits}f}")
-
-
-class _Fold:
-    MOST = 60  # rows; with more, the page would be mostly numbers
-
-    def __init__(self, title: str, table: pd.DataFrame, file: str) -> None:
-        self.title, self.table, self.file = title, table, file
-
-    def _repr_html_(self) -> str:
-        shown = self.table.head(self.MOST).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="", border=0)
-        more = len(self.table) - self.MOST
-        rest = f"<p class='caption'>{more:,} more rows: {_escaped(self.file)}</p>" if more > 0 else ""
-        return f"<details class='data'><summary>{_escaped(self.title)}</summary>{shown}{rest}</details>"
-
-    def __repr__(self) -> str:
-        return f"[{self.title}]"
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(str(text))
+def beside_reference(table: pd.DataFrame, reference: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """`table`, then the rows of `reference` whose values in the columns `names` it lacks; `run` says which."""
+    lacking = ~reference.set_index(names).index.isin(table.set_index(names).index)
+    rows = reference.loc[lacking, [name for name in table if name in reference]]
+    return pd.concat([table.assign(run="this run"), rows.assign(run="reference")], ignore_index=True)
 
 
 def finding(text: str) -> None:
@@ -135,7 +126,7 @@ def with_interval(value: float, low: float, high: float, digits: int = 2) -> str
 
 def time_frequency(axis: matplotlib.axes.Axes, image: np.ndarray, seconds: float, low_hz: float, high_hz: float,
                    limits: tuple[float, float], colours: str = LEVEL_COLOURS, title: str = "") -> object:
-    """Draw `image` (frequency, frame) with axes in seconds and kilohertz and fixed colour limits; returns the artist."""
+    """Draw `image` (frequency, frame) with axes in seconds and kilohertz and fixed colours; returns the artist."""
     drawn = axis.imshow(image, origin="lower", extent=(0, seconds, low_hz / 1000, high_hz / 1000), vmin=limits[0],
                         vmax=limits[1], cmap=colours)
     axis.set(xlabel="time (s)", ylabel="frequency (kHz)", title=title)
@@ -144,27 +135,34 @@ def time_frequency(axis: matplotlib.axes.Axes, image: np.ndarray, seconds: float
 
 
 def player(audio: np.ndarray, rate_hz: int, label: str) -> None:
-    """An audio player that works without a network, with a label; the audio is embedded as Ogg Vorbis to keep pages small."""
-    import base64
-
+    """An audio player that needs no network, with a label; the audio is embedded as Ogg Vorbis to keep pages small."""
     import soundfile
     from IPython.display import HTML, display
 
     stream = io.BytesIO()
     soundfile.write(stream, np.clip(audio, -1, 1), rate_hz, format="OGG", subtype="VORBIS")
     data = base64.b64encode(stream.getvalue()).decode()
-    display(HTML(f"<figure class='player'><figcaption>{_escaped(label)}</figcaption>"
+    display(HTML(f"<figure class='player'><figcaption>{escape(label)}</figcaption>"
                  f"<audio controls preload='metadata' src='data:audio/ogg;base64,{data}'></audio></figure>"))
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def code_revision() -> str:
     """Git revision of the code, with a plus sign where it has local changes; `unknown` outside a checkout."""
+    asked = (("rev-parse", "--short=10", "HEAD"), ("status", "--porcelain", "--", "lib", "notebooks"))
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "--", "lib", "notebooks"], cwd=PROJECT, capture_output=True, text=True)
+        head, changes = (
+            subprocess.run(["git", *command], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+            for command in asked)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return head.strip() + ("+" if changes.strip() else "")
 
 
 def provenance(settings: Settings, data: str = "") -> dict[str, object]:
@@ -178,3 +176,49 @@ def provenance(settings: Settings, data: str = "") -> dict[str, object]:
         "threads": settings.run.threads, "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in names},
     }
+
+
+def verify(preset: str, reference: Path | str | None = None) -> list[tuple[str, str, str]]:
+    """Compare the tables of the last run with the committed reference of a preset, or with those in the folder
+    `reference` (a copy of another run's reports/tables): [(table, green | amber | red, why)].
+
+    A table of this run that has no reference is amber: nobody has vouched for it. Raises StudyError where there is no
+    reference or nothing was run.
+    """
+    folder, ours = Path(reference) if reference else REFERENCE / preset, REPORTS / "tables"
+    tables = sorted(folder.glob("*.csv"))
+    if not tables and reference:
+        raise StudyError(f"no tables (.csv) in {folder}: expected a copy of another run's reports/tables")
+    if not tables:
+        raise StudyError(f"no reference tables for preset {preset!r} under {folder}; --reference DIR takes others")
+    if folder.resolve() == ours.resolve():
+        raise StudyError(f"{folder} holds this run's own tables, which always equal themselves: name another run's")
+    if not ours.is_dir():
+        raise StudyError("nothing to compare: run `make study` first")
+    unknown = sorted({path.name for path in ours.glob("*.csv")} - {path.name for path in tables})
+    return [(path.name, *_compared(path, ours / path.name)) for path in tables] + [
+        (name, "amber", "no reference table of this name") for name in unknown]
+
+
+def _compared(reference: Path, ours: Path) -> tuple[str, str]:
+    if not ours.exists():
+        return "red", "missing in this run"
+    theirs, mine = pd.read_csv(reference), pd.read_csv(ours)
+    if list(theirs.columns) != list(mine.columns) or len(theirs) != len(mine):
+        return "red", f"shape differs: {theirs.shape} in the reference, {mine.shape} here"
+    numbers = [name for name in theirs.columns if pd.api.types.is_float_dtype(theirs[name])]
+    exact = [name for name in theirs.columns if name not in numbers]
+    differing = [name for name in exact if not theirs[name].astype(str).equals(mine[name].astype(str))]
+    if differing:
+        return "red", f"column {differing[0]} differs"
+    if not numbers:
+        return "green", "equal"
+    gap = (theirs[numbers] - mine[numbers]).abs()
+    scale = theirs[numbers].abs().clip(lower=1.0)
+    worst = float((gap / scale).max().max())
+    if theirs[numbers].isna().ne(mine[numbers].isna()).any().any():
+        return "red", "a value is missing on one side"
+    for colour, limit in TOLERANCE.items():
+        if not worst > limit:
+            return colour, f"largest difference {worst:.4f} (limit {limit})"
+    return "red", f"largest difference {worst:.4f} (limit {TOLERANCE['amber']})"
