@@ -85,13 +85,18 @@ def test_the_intervention_table_tells_a_confound_from_a_harmless_change():
     rows = []
     for condition, moved in (("untouched", 0.0), ("gain -20 dB", 0.0), ("G.722", 5.0)):
         for role, generator, middle in (("bonafide", "", 0.0), ("copysynth", "world", 3.0)):
-            rows += [(condition, role, generator, value) for value in middle + moved * (role == "bonafide") + random.standard_normal(60)]
-    table = intervention_table(pd.DataFrame(rows, columns=["condition", "role", "generator", "anomaly"]), INTERVENTIONS)
+            values = middle + moved * (role == "bonafide") + np.random.default_rng(1).standard_normal(60)
+            values += 0.5 * random.standard_normal(60) * (condition != "untouched")
+            rows += [(condition, role, generator, f"{generator}{n}", value) for n, value in enumerate(values)]
+    columns = ["condition", "role", "generator", "clip_id", "anomaly"]
+    table = intervention_table(pd.DataFrame(rows, columns=columns), INTERVENTIONS)
     table = table.set_index("intervention")
     assert table.loc["untouched", "shift"] == 0 and table.loc["untouched", "real told apart"] == 0.5
     assert abs(table.loc["gain -20 dB", "shift"]) < 0.5 and table.loc["gain -20 dB", "AUC, real only"] > 0.95
     assert table.loc["G.722", "shift"] > 4 and table.loc["G.722", "AUC, real only"] < 0.2 and table.loc["G.722", "real told apart"] > 0.95
     assert table.loc["G.722", "confound"] == "codec"
+    assert table.loc["gain -20 dB", "p (within margin)"] < 0.05 < table.loc["G.722", "p (within margin)"]
+    assert table.loc["gain -20 dB", "shift low"] > -0.3 and table.loc["gain -20 dB", "shift high"] < 0.3
 
 
 def test_the_swap_table_is_in_deviations_of_real_speech():

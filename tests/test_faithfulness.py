@@ -30,17 +30,19 @@ def test_both_curves_by_hand():
 
 
 def test_areas_by_hand():
-    one = curves_of({"map": ORDER, "random": np.arange(10)})
+    one = curves_of({"map": ORDER, "random": np.arange(10), "energy": ORDER})
     table = pd.concat([one.assign(clip_id=f"{parent}{copy}", parent=parent) for parent in "ab" for copy in "xy"])
-    areas = curve_areas(table, 50).set_index(["curve", "order"])
+    areas = curve_areas(table).set_index(["curve", "order"])
     # Trapezoids of the curves above: 0.07 + 0.0375 + 0.0125.
     assert areas.area["deletion", "map"] == pytest.approx(0.12) and areas.area["insertion", "map"] == pytest.approx(0.88)
     # In their own order the stretches leave 10, 10, 7, 1, 0, 0, 0 of ten.
     assert areas.area["deletion", "random"] == pytest.approx(0.1 + 0.1275 + 0.1 + 0.0125)
     assert areas["minus random"]["deletion", "map"] == pytest.approx(0.12 - 0.34)
-    assert areas.low["deletion", "map"] == pytest.approx(0.12) and areas["minus high"]["deletion", "map"] == pytest.approx(-0.22)
+    assert areas["area low"]["deletion", "map"] == pytest.approx(0.12)
+    assert areas["minus random high"]["deletion", "map"] == pytest.approx(-0.22)
+    assert areas["minus energy"]["deletion", "map"] == 0 and areas["minus energy high"]["deletion", "map"] == 0
     assert (areas.clips == 4).all()
-    assert curve_areas(table[table.parent == "a"]).low.isna().all(), "one parent shows no spread"
+    assert curve_areas(table[table.parent == "a"])["area low"].isna().all(), "one parent shows no spread"
     assert curve_areas(table.head(0)).empty
 
 

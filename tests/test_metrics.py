@@ -112,21 +112,11 @@ def test_cllr_by_hand_and_without_overflow():
     assert metrics.cllr([1000], [-1000]) == 0
 
 
-def test_operating_point():
-    held_out = np.arange(100)
-    point = metrics.operating_point(held_out, [4, 5, 6, 7], [0, 1, 2, 9], frr=0.05)
-    assert point == (5.0, 0.05, 0.25, 0.75, True)
-    assert metrics.operating_point(held_out, [5], [1], frr=0.29).held_out_rate == 0.29  # floats: 28.999...
-    few = metrics.operating_point([3, 1, 2], [0.5, 4], [0, 9], frr=0.05)
-    assert few == (1.0, 0.0, 0.5, 0.5, False)
-    tied = metrics.operating_point([1] * 50, [1], [1], frr=0.05)
-    assert tied.held_out_rate == tied.detection_rate == 0  # ties never raise the stated rate
-
-
 def test_conformal_p_values():
-    assert metrics.conformal_p_values([1, 2, 3], [0, 1, 2.5, 9]).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert metrics.conformal([-1, -2, -3], [0, -1, -2.5, -9]).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert metrics.conformal([1, 2, 3], 2.0) == 0.75 and metrics.conformal([1, 2, 3], float("inf")) == 0.25
     calibration, fresh = np.random.default_rng(0).normal(size=(2, 4000))
-    assert np.mean(metrics.conformal_p_values(calibration, fresh) <= 0.05) == pytest.approx(0.05, abs=0.012)
+    assert np.mean(metrics.conformal(calibration, fresh) <= 0.05) == pytest.approx(0.05, abs=0.012)
 
 
 def test_clopper_pearson_known_values():
@@ -202,33 +192,45 @@ def test_constant_scores_are_an_error(function):
 
 def test_other_functions_refuse():
     with pytest.raises(MetricError, match="Write 1 % as 0.01"):
-        metrics.operating_point([1, 2], [1], [0], frr=5)
-    with pytest.raises(MetricError, match="held-out"):
-        metrics.operating_point([1, float("nan")], [1], [0])
+        metrics.clopper_pearson(1, 2, level=95)
     with pytest.raises(MetricError, match="calibration"):
-        metrics.conformal_p_values([], [1])
+        metrics.conformal([], [1])
+    with pytest.raises(MetricError, match="calibration"):
+        metrics.conformal([1, float("nan")], [1])
     with pytest.raises(MetricError, match="p_spoof"):
         metrics.min_dcf([1], [0], p_spoof=1)
     with pytest.raises(MetricError, match="costs"):
         metrics.act_dcf([1], [0], c_fa=0)
 
 
-# --- bootstrap ------------------------------------------------------------
+# --- clusters ------------------------------------------------------------
 
 def overlapping(real=60, fake=60, seed=0, shift=1.0):
     generator = np.random.default_rng(seed)
     return generator.normal(shift, 1, real), generator.normal(0, 1, fake)
 
 
+def bootstrapped(statistic, bonafide, spoof, *arguments):
+    """The interval of statistic(scores, scores)."""
+    bonafide, spoof = np.asarray(bonafide), np.asarray(spoof)
+    return metrics.clustered_bootstrap(lambda real, fake: statistic(bonafide[real], spoof[fake]), *arguments)
+
+
+def widened(tail, k):
+    """Hesterberg's quantile, by hand: Phi(-sqrt(k / (k - 1)) t)."""
+    from scipy.stats import norm, t
+    return norm.cdf(-math.sqrt(k / (k - 1)) * t.ppf(1 - tail, k - 1))
+
+
 def test_bootstrap_covers_is_seeded_and_fast():
     bonafide, spoof = overlapping()
     clusters = np.arange(60) // 3
     began = time.perf_counter()
-    low, high = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, clusters, clusters)
+    low, high = bootstrapped(metrics.area_under_curve, bonafide, spoof, clusters, clusters)
     assert time.perf_counter() - began < 1
     assert low < metrics.area_under_curve(bonafide, spoof) < high
-    again = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, clusters, clusters)
-    other = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, clusters, clusters, seed=1)
+    again = bootstrapped(metrics.area_under_curve, bonafide, spoof, clusters, clusters)
+    other = bootstrapped(metrics.area_under_curve, bonafide, spoof, clusters, clusters, 1000, 0.95, 1)
     assert (low, high) == again != other
 
 
@@ -241,73 +243,134 @@ def test_bootstrap_against_a_slow_twin():
         real = [score for name in drawn for score, own in zip(bonafide, names, strict=True) if own == name]
         fake = [score for name in drawn for score, own in zip(spoof, names, strict=True) if own == name]
         values.append(slow_auc(real, fake))
-    expected = np.quantile(values, [0.05, 0.95])
-    found = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, names, names, 50, 0.9, 7)
-    assert found == pytest.approx(expected, abs=1e-12)
+    tail = widened(0.05, 4)
+    assert tail < 0.02
+    expected = np.quantile(values, [tail, 1 - tail])
+    assert bootstrapped(metrics.area_under_curve, bonafide, spoof, names, names, 50, 0.9, 7) == pytest.approx(expected)
 
 
 def test_few_large_clusters_widen_the_interval():
     generator = np.random.default_rng(3)
     speaker = np.repeat(np.arange(6), 20)
     bonafide = generator.normal(0, 2, 6)[speaker] + generator.normal(1, 0.3, 120)
-    spoof = generator.normal(0, 1, 120)
-    spoof_names = [f"spoof {i}" for i in range(120)]
-    by_speaker, by_clip = (
-        metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, names, spoof_names)
-        for names in (speaker, range(120)))
+    spoof, spoof_names = generator.normal(0, 1, 120), [f"spoof {i}" for i in range(120)]
+    by_speaker, by_clip = (bootstrapped(metrics.area_under_curve, bonafide, spoof, names, spoof_names)
+                           for names in (speaker, range(120)))
     assert by_speaker[1] - by_speaker[0] > 2 * (by_clip[1] - by_clip[0])
+    auc, *influence = metrics.auc_influence(bonafide, spoof)
+    by_speaker = metrics.cluster_variance(*influence, speaker, spoof_names)[0]
+    assert by_speaker > 4 * metrics.cluster_variance(*influence, range(120), spoof_names)[0]
 
 
 def test_pairs_are_drawn_together():
     bonafide, _ = overlapping(30, 1)
     parents = [f"clip {i}" for i in range(30)]
-    low, high = metrics.clustered_bootstrap(lambda real, fake: np.mean(real) - np.mean(fake),
-                                            bonafide, bonafide - 0.5, parents, parents)
-    assert (low, high) == pytest.approx((0.5, 0.5))
+    gap = bootstrapped(lambda real, fake: np.mean(real) - np.mean(fake), bonafide, bonafide - 0.5, parents, parents)
+    assert gap == pytest.approx((0.5, 0.5))
+    _, *influence = metrics.auc_influence(bonafide, bonafide)
+    assert metrics.cluster_variance(*influence, parents, parents)[0] == pytest.approx(0, abs=1e-12)
 
 
-def test_resamples_without_a_class_are_left_out():
-    bonafide, spoof = overlapping(4, 4)
-    low, high = metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, ["a", "a", "b", "b"],
-                                            ["c", "c", "d", "d"])
+def test_strata_are_drawn_by_themselves_so_that_no_class_is_missing():
+    sizes = []
+    metrics.clustered_bootstrap(lambda real, fake: sizes.append((len(real), len(fake))) or 0.0, ["a", "a", "b"],
+                                ["sentence"] * 4 + ["other"] * 2, 200)
+    assert {real for real, _ in sizes} == {2, 3, 4} and {fake for _, fake in sizes} == {4, 6, 8}
+    low, high = bootstrapped(metrics.area_under_curve, [1, 2, 3, 4], [0.5, 3.5, 2, 1], list("aabb"), list("ccdd"))
     assert 0 <= low <= high <= 1
-    with pytest.raises(MetricError, match="cluster by parent"):
-        metrics.clustered_bootstrap(metrics.area_under_curve, bonafide, spoof, ["a"] * 4, ["b"] * 4, seed=1,
-                                    resamples=7)
 
 
 def test_bootstrap_refuses():
     with pytest.raises(MetricError, match="at least 2 clusters"):
-        metrics.clustered_bootstrap(metrics.area_under_curve, [1, 2], [0], ["a", "a"], ["a"])
+        bootstrapped(metrics.area_under_curve, [1, 2], [0], ["a", "a"], ["a"])
     with pytest.raises(MetricError, match="cluster name"):
-        metrics.clustered_bootstrap(metrics.area_under_curve, [1, 2], [0], ["a"], ["a"])
+        metrics.cluster_variance([1, 2], [0], ["a"], ["a"])
     with pytest.raises(MetricError, match="resample"):
-        metrics.clustered_bootstrap(metrics.area_under_curve, [1], [0], ["a"], ["b"], resamples=0)
+        bootstrapped(metrics.area_under_curve, [1], [0], ["a"], ["b"], 0)
     with pytest.raises(MetricError, match="one number"):
-        metrics.clustered_bootstrap(metrics.equal_error_rate, [1, 2, 3], [0, 1, 2], "abc", "abc")
+        bootstrapped(metrics.equal_error_rate, [1, 2, 3], [0, 1, 2], "abc", "abc")
 
 
-def test_paired_difference():
-    bonafide, spoof = overlapping(90, 90, shift=1.5)
-    clusters = np.arange(90) // 3
-    noisy = [scores + np.random.default_rng(5).normal(0, 3, 90) for scores in (bonafide, spoof)]
-    better = metrics.paired_difference(bonafide, spoof, *noisy, clusters, clusters)
-    assert better.difference > 0.1 and better.low > 0 and better.p_value < 0.01
-    same = metrics.paired_difference(bonafide, spoof, bonafide, spoof, clusters, clusters)
-    assert same == (0, 0, 0, 1)
-    worse = metrics.paired_difference(*noisy, bonafide, spoof, clusters, clusters)
-    assert worse.difference == -better.difference and worse.p_value == better.p_value
-    with pytest.raises(MetricError, match="same trials"):
-        metrics.paired_difference(bonafide, spoof, bonafide[1:], spoof, clusters, clusters)
+def test_influence_and_variance_by_hand():
+    # Real 3 beats both fakes, real 1 one of them: AUC 3/4. Fake 0 is beaten by both, fake 2 by one.
+    auc, real, fake = metrics.auc_influence([3, 1], [0, 2])
+    assert auc == 0.75 and real.tolist() == [0.125, -0.125] and fake.tolist() == [0.125, -0.125]
+    # Four clusters in two strata of two: each 2 / 1 x (0.125^2 + 0.125^2).
+    variance, freedom = metrics.cluster_variance(real, fake, "ab", "cd")
+    assert variance == pytest.approx(2 * 2 * 2 * 0.125**2) and freedom == pytest.approx(2)
+    # Real and fake of one name are one cluster, with the sum of what its clips add.
+    assert metrics.cluster_variance(real, fake, "ab", "ab") == (pytest.approx(2 * 2 * 0.25**2), 1)
+    assert metrics.cluster_variance(real, fake, "ab", "ba") == (pytest.approx(0), 1)
+
+
+def test_the_variance_is_that_of_many_samples():
+    """Five voices of four clips each: the mean estimated variance against the variance of 2,000 AUCs."""
+    voice, generator, aucs, variances = np.repeat(np.arange(5), 4), np.random.default_rng(0), [], []
+    for _ in range(2000):
+        levels = generator.normal(0, 0.7, (2, 5))[:, voice]
+        real, fake = levels + generator.normal(0, 0.7, (2, 20)) + [[1], [0]]
+        auc, *influence = metrics.auc_influence(real, fake)
+        aucs.append(auc)
+        variances.append(metrics.cluster_variance(*influence, voice, voice)[0])
+    assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.15)
+
+
+def test_an_interval_never_degenerates():
+    """A perfect AUC of 40 pairs: the exact bound for no event in 40 trials, 0.025^(1/40) = 0.912."""
+    assert metrics.auc_interval(1.0, 0.0, 39, 40) == (1.0, pytest.approx(0.9119, abs=1e-4), 1.0)
+    assert metrics.auc_interval(0.0, 0.0, 39, 40) == (0.0, 0.0, pytest.approx(1 - 0.9119, abs=1e-4))
+    value, low, high = metrics.auc_interval(0.9, 0.03**2, 7, 15)
+    # Logit 2.197 -+ 2.365 x 0.03 / 0.09
+    assert (low, high) == (pytest.approx(1 / (1 + math.exp(-(2.1972 - 2.3646 / 3))), abs=1e-4),
+                           pytest.approx(1 / (1 + math.exp(-(2.1972 + 2.3646 / 3))), abs=1e-4))
+    assert value - low > high - value, "towards 1 there is less room"
+
+
+def test_effective_clips():
+    assert metrics.effective_clips([1, 2, 3, 4], "abcd") == 4
+    assert metrics.effective_clips(np.repeat(np.arange(5.0), 6), np.repeat(np.arange(5), 6)) == pytest.approx(5)
+    scores = np.random.default_rng(0).normal(size=300)
+    assert 150 < metrics.effective_clips(scores, np.arange(300) // 30) <= 300
+
+
+def test_paired_by_hand():
+    """Differences 1, 2, 3: of the eight sign flips, all three alike reach the mean: p = 2/8; t = 2 / (1 / sqrt 3)."""
+    test = metrics.paired([1, 2, 3])
+    assert (test.difference, test.agree, test.clusters, test.p_flips) == (2, 3, 3, 0.25)
+    assert (test.low, test.high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert test.p_t == pytest.approx(0.0742, abs=1e-4)
+    # -1, 2, 3 and its mirror image, and 1, 2, 3 and its own: four of eight.
+    other = metrics.paired([-1, 2, 3])
+    assert (other.agree, other.p_flips) == (2, 0.5)
+    assert metrics.paired([0.0] * 8)[:7] == (0, 0, 0, 8, 8, 1, 1)
+    assert metrics.paired(np.ones(8)).p_flips == pytest.approx(2 / 256)
+    assert math.isnan(metrics.paired(np.ones(40)).p_flips) and metrics.paired(np.ones(40)).p_t == 0
+    with pytest.raises(MetricError, match="2 clusters"):
+        metrics.paired([1.0])
 
 
 def test_paired_p_values_are_about_uniform_when_nothing_differs():
-    p_values = []
-    for seed in range(60):
-        generator = np.random.default_rng(seed)
-        a, b, c, d = (generator.normal(shift, 1, 40) for shift in (1, 0, 1, 0))
-        p_values.append(metrics.paired_difference(a, b, c, d, range(40), range(40), resamples=199).p_value)
-    assert np.mean(np.asarray(p_values) < 0.1) < 0.25 and 0.3 < np.mean(p_values) < 0.7
+    differences = np.random.default_rng(0).normal(size=(2000, 8))
+    p_values = np.array([(test.p_flips, test.p_t) for test in map(metrics.paired, differences[:400])])
+    assert (np.mean(p_values < 0.1, axis=0) < 0.14).all() and (np.abs(p_values.mean(0) - 0.5) < 0.06).all()
+
+
+def test_equivalence_by_hand():
+    """Differences of mean 0.1, deviation 0.2, n 16: standard error 0.05; t quantile 1.7531 at 15 degrees."""
+    values = 0.1 + 0.2 * np.sqrt(15 / 16) * np.tile([1, -1], 8)
+    interval, p_value = metrics.equivalence(values, 0.2)
+    assert interval == pytest.approx((0.1, 0.1 - 1.7531 * 0.05, 0.1 + 1.7531 * 0.05), abs=1e-3)
+    assert p_value == pytest.approx(0.0320, abs=1e-3)  # t = 2 with 15 degrees, one side
+    assert metrics.equivalence(values, 0.18)[1] > 0.05, "the 90 % interval reaches beyond"
+    assert metrics.equivalence(np.zeros(5), 0.1)[1] == 0
+    with pytest.raises(MetricError, match="margin"):
+        metrics.equivalence([1, 2], 0)
+
+
+@pytest.mark.parametrize(("auc", "rho"), [(0.6, 0.1), (0.75, 0.4), (0.9, 0.7), (0.99, 0.4)])
+def test_intervals_cover_with_the_studys_own_voices(auc, rho):
+    """Eight voices of 14, 14, 14, 14, 14, 9, 5 and 3 clips: nominal 95 %; a percentile bootstrap covers 83 to 89 %."""
+    assert metrics.coverage((14, 14, 14, 14, 14, 9, 5, 3), auc, rho, trials=300) >= 0.92
 
 
 # --- golden ------------------------------------------------------------

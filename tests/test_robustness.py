@@ -1,15 +1,15 @@
 import pytest
 
 from lib import seeds
-from lib.audit.robustness import NUMBERS, Known, condition_numbers
+from lib.audit.robustness import NUMBERS, Familiar, condition_numbers
 from lib.data.degradations import clipped, gain, low_passed, noise, offset, untouched
 from tests.conftest import RATE, toy_speech
 
 
 @pytest.fixture(scope="module")
-def known():
+def familiar():
     speech = [toy_speech(2.0, seed, 100 + 3 * seed) for seed in range(24)]
-    return Known.fit(speech[:12], speech[12:])
+    return Familiar.fit(speech[:12], speech[12:])
 
 
 def test_numbers_do_not_hear_level_and_offset():
@@ -32,14 +32,14 @@ def test_numbers_say_what_was_done():
     (lambda a, r: untouched(a, r), False), (lambda a, r: gain(a, r, db=-20), False),
     (lambda a, r: noise(a, r, snr_db=0), True), (lambda a, r: low_passed(a, r, edge_hz=2000), True),
     (lambda a, r: clipped(a, r, share=0.2), True)])
-def test_what_is_outside(known, degrade, outside):
+def test_what_is_outside(familiar, degrade, outside):
     audio = toy_speech(2.0, 77, 130)
-    assert known.outside(degrade(audio, seeds.stream(0, "y"))) == outside
+    assert familiar.outside(degrade(audio, seeds.stream(0, "y"))) == outside
 
 
 def test_the_limit_is_conformal():
     speech = [toy_speech(1.2, seed) for seed in range(3)]
-    few = Known.fit(speech, speech)
+    few = Familiar.fit(speech, speech)
     assert few.limit == pytest.approx(max(max(map(abs, few.deviations(one).values())) for one in speech))
     with pytest.raises(ValueError, match="at least 3"):
-        Known.fit(speech[:2], speech)
+        Familiar.fit(speech[:2], speech)

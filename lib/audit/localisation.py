@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scipy.signal
+import torch
 from scipy import ndimage
 
 from lib import seeds
-from lib.data.channel import apply_channel, speech_bounds
+from lib.data.audio import read_audio
+from lib.data.channel import FRAME, apply_channel, speech_bounds
 from lib.engine import side_by_side
 from lib.evaluate import metrics
-from lib.model.images import frame_s, hop_samples, row_hz
-from lib.settings import RATE_HZ, Settings
+from lib.evaluate.baseline_networks import SupervisedResNet, tensors
+from lib.evaluate.baselines import checked_clips
+from lib.model.images import activity, frame_s, hop_samples, row_hz
+from lib.paths import DATA
+from lib.settings import RATE_HZ, Settings, View
+
+if TYPE_CHECKING:
+    from lib.study import Study
 
 KINDS = ("splice", "band", "box")
 GRID = (4, 4)
@@ -33,7 +42,6 @@ class Edit:
     audio: np.ndarray  # (samples,)
     active: np.ndarray  # (20 ms frame,) bool
     truth: np.ndarray  # (frequency, frame) bool, on the image's grid
-    span_s: tuple[float, float]  # in the prepared clip
 
 
 def edited(real: np.ndarray, fake: np.ndarray, kind: str, settings: Settings, random: np.random.Generator,
@@ -41,7 +49,7 @@ def edited(real: np.ndarray, fake: np.ndarray, kind: str, settings: Settings, ra
     """Replace a part of `real` by the aligned `fake` (both (samples,) at 16 kHz).
 
     splice: all frequencies for 0.4 to 1.2 s; band: a band of 1 to 2.5 kHz for the whole clip; box: both limits. Splices
-    fade over 10 ms; bands are exchanged in a short-time Fourier transform. The copy takes the level of what it replaces.
+    fade over 10 ms; bands are exchanged in a Fourier transform. The copy takes the level of what it replaces.
     """
     length = min(len(real), len(fake))
     real, fake = real[:length].astype(np.float64), fake[:length].astype(np.float64)
@@ -79,65 +87,98 @@ def edited(real: np.ndarray, fake: np.ndarray, kind: str, settings: Settings, ra
     rows = row_hz(settings.view, settings.channel)
     if kind == "splice":
         high_hz = np.inf
-    truth = ((rows >= low_hz) & (rows <= high_hz))[:, None] & ((times >= first / RATE_HZ) & (times <= last / RATE_HZ))[None]
-    return Edit(clip_id, generator, kind, audio, active, truth, ((first - start) / RATE_HZ, (last - start) / RATE_HZ))
+    inside = (times >= first / RATE_HZ) & (times <= last / RATE_HZ)
+    return Edit(clip_id, generator, kind, audio, active, ((rows >= low_hz) & (rows <= high_hz))[:, None] & inside)
 
 
 def coarse(values: np.ndarray) -> np.ndarray:
-    """Mean over cells of GRID, (frequency, frame) -> (frequency / 4, frame / 4); an incomplete last cell is left out."""
+    """Means over GRID, (frequency, frame) -> (frequency / 4, frame / 4); incomplete last cells are left out."""
     rows, frames = (size // step for size, step in zip(values.shape, GRID))
     cut = values[: rows * GRID[0], : frames * GRID[1]].astype(np.float64)
     return cut.reshape(rows, GRID[0], frames, GRID[1]).mean((1, 3))
 
 
-def pro(maps: list[np.ndarray], truths: list[np.ndarray], limit: float = 0.3, steps: int = 200) -> float:
-    """Per-region overlap up to a false-positive rate of `limit` (Bergmann et al. 2020), in [0, 1].
+def masked(values: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """A map (frequency, frame) whose pauses (`active` (frame,) is false) lie just below its lowest value elsewhere: the
+    same for every map, since an edit lies where speech is and a map that knows pauses has an advantage."""
+    if active.all() or not active.any():
+        return values
+    kept = values[:, active]
+    return np.where(active, values, kept.min() - 1e-3 * (np.ptp(kept) or 1.0))
 
-    Definition used here: thresholds are the quantiles of all cells outside the truth; at each, the overlap is the share of
-    a connected true region that is found, averaged over regions; the area under overlap against false-positive rate from
-    0 to `limit` is divided by `limit`. Nothing is rescaled by its own minimum or maximum.
+
+def overlaps(maps: list[np.ndarray], truths: list[np.ndarray], limit: float = 0.3, steps: int = 200) -> np.ndarray:
+    """Overlap of each map with its true regions up to a false-positive rate of `limit`, (map,) in [0, 1].
+
+    Thresholds are the quantiles of all cells outside the truth; at each, the overlap is the share of a connected true
+    region that is found, averaged over a map's regions; the area under overlap against false-positive rate from 0 to
+    `limit` is divided by `limit`. Nothing is rescaled by its own minimum or maximum. Chance is limit / 2.
     """
     outside = np.sort(np.concatenate([values[~truth] for values, truth in zip(maps, truths)]))
     rates = np.linspace(0, limit, steps)
     thresholds = outside[np.clip(((1 - rates) * len(outside)).astype(int), 0, len(outside) - 1)]
-    overlaps = []
+    areas = []
     for values, truth in zip(maps, truths):
         labels, count = ndimage.label(truth)
-        for region in range(1, count + 1):
-            inside = np.sort(values[labels == region])
-            overlaps.append(1 - np.searchsorted(inside, thresholds, side="right") / len(inside))
-    return float(np.trapezoid(np.mean(overlaps, axis=0), rates) / limit)
+        regions = [np.sort(values[labels == region]) for region in range(1, count + 1)]
+        shares = [1 - np.searchsorted(inside, thresholds, side="right") / len(inside) for inside in regions]
+        areas.append(np.trapezoid(np.mean(shares, axis=0), rates) / limit)
+    return np.array(areas)
+
+
+def by_sentence(edits: list[Edit], maps: list[np.ndarray]) -> pd.DataFrame:
+    """What each real clip gives to pixel AUROC and PRO (Bergmann et al. 2020), a row an edited clip: `clip_id, pixel
+    AUROC, PRO@30%, pointing`. The column's mean is the measure of all edits, its spread that over sentences.
+
+    pixel AUROC over all cells of all edits, for one clip its jackknife pseudo-value (`metrics.auc_influence`); PRO,
+    `overlaps`; pointing, whether the highest cell is inside.
+    """
+    truths, cells = [coarse(edit.truth) > 0.5 for edit in edits], [coarse(values) for values in maps]
+    sides = [np.concatenate([values[truth == inside] for values, truth in zip(cells, truths)]) for inside in (0, 1)]
+    auc, *influence = metrics.auc_influence(*(-side for side in sides))
+    owner = [np.repeat(np.arange(len(edits)), [(truth == inside).sum() for truth in truths]) for inside in (0, 1)]
+    added = sum(np.bincount(clip, part, minlength=len(edits)) for clip, part in zip(owner, influence))
+    return pd.DataFrame({"clip_id": [edit.clip_id for edit in edits], "pixel AUROC": auc + len(edits) * added,
+                         "PRO@30%": overlaps(cells, truths),
+                         "pointing": [float(truth.flat[values.argmax()]) for values, truth in zip(cells, truths)]})
 
 
 def measured(edits: list[Edit], maps: list[np.ndarray], threshold: float) -> dict[str, float]:
-    """How well maps (frequency, frame) find the edits: pixel AUROC and PRO over all cells, IoU and F1 at `threshold`
-    (fixed on bona fide speech), and the pointing game (is the highest cell inside?)."""
-    truths = [coarse(edit.truth) > 0.5 for edit in edits]
-    cells = [coarse(values) for values in maps]
-    inside = np.concatenate([values[truth] for values, truth in zip(cells, truths)])
-    outside = np.concatenate([values[~truth] for values, truth in zip(cells, truths)])
-    found = [values > threshold for values in cells]
-    union = sum(float((a | b).sum()) for a, b in zip(found, truths))
-    both = sum(float((a & b).sum()) for a, b in zip(found, truths))
-    total = sum(float(a.sum() + b.sum()) for a, b in zip(found, truths))
-    return {"pixel AUROC": metrics.area_under_curve(-outside, -inside), "PRO@30%": pro(cells, truths),
-            "IoU": both / max(union, 1), "F1": 2 * both / max(total, 1),
-            "pointing": float(np.mean([truth.flat[values.argmax()] for values, truth in zip(cells, truths)])),
-            "edits": len(edits)}
+    """How well maps (frequency, frame) find the edits: the means of `by_sentence`, and IoU and F1 over all cells at
+    `threshold` (fixed on bona fide speech)."""
+    pairs = [(coarse(values) > threshold, coarse(edit.truth) > 0.5) for edit, values in zip(edits, maps)]
+    union, both = (sum(float(join(a, b).sum()) for a, b in pairs) for join in (np.logical_or, np.logical_and))
+    return by_sentence(edits, maps).mean(numeric_only=True).to_dict() | {
+        "IoU": both / max(union, 1), "F1": 2 * both / max(union + both, 1), "edits": len(edits)}
+
+
+def over_sentences(sentences: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Means over generators and sentences of each group `names`, with 95 % t intervals over sentences."""
+    rows = []
+    for keys, part in sentences.groupby(names, sort=False):
+        row = dict(zip(names, keys)) | {"sentences": part.clip_id.nunique()}
+        for measure in ("pixel AUROC", "PRO@30%", "pointing"):
+            of_clips = part.groupby("clip_id")[measure].mean()
+            mean, low, high = metrics.paired(of_clips)[:3] if len(of_clips) > 1 else (of_clips.mean(), np.nan, np.nan)
+            row |= {measure: mean, f"{measure} low": max(0.0, low), f"{measure} high": min(1.0, high)}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def frame_measures(edits: list[Edit], maps: list[np.ndarray], bonafide: list[np.ndarray], hop_s: float) -> pd.DataFrame:
     """Frame-level EER, and F1 at the 95 % quantile of bona fide frames, at 20 to 640 ms: `frame_ms, eer, f1`.
 
-    A frame's anomaly is the mean of the map over frequency and the frame; it is fake where at least half of it is edited.
+    A frame's anomaly is the mean of the map over frequency and the frame; it is fake where half or more is edited.
     """
+    def pooled(line: np.ndarray, step: int) -> np.ndarray:
+        return line[: len(line) // step * step].reshape(-1, step).mean(1)
+
     rows = []
     for size_ms in FRAME_MS:
         step = max(1, round(size_ms / 1000 / hop_s))
-        pooled = lambda line: line[: len(line) // step * step].reshape(-1, step).mean(1)  # noqa: E731, B023
-        limit = np.quantile(np.concatenate([pooled(values.mean(0)) for values in bonafide]), 0.95)
-        anomaly = np.concatenate([pooled(values.mean(0)) for values in maps])
-        fake = np.concatenate([pooled(edit.truth.any(0).astype(float)) for edit in edits]) >= 0.5
+        limit = np.quantile(np.concatenate([pooled(values.mean(0), step) for values in bonafide]), 0.95)
+        anomaly = np.concatenate([pooled(values.mean(0), step) for values in maps])
+        fake = np.concatenate([pooled(edit.truth.any(0).astype(float), step) for edit in edits]) >= 0.5
         flagged = anomaly > limit
         hits = float((flagged & fake).sum())
         rows.append({"frame_ms": size_ms, "eer": metrics.equal_error_rate(-anomaly[~fake], -anomaly[fake])[0],
@@ -150,17 +191,24 @@ def random_map(shape: tuple[int, int], seed: int, name: str) -> np.ndarray:
     return ndimage.gaussian_filter(seeds.stream(seed, "random map", name).standard_normal(shape), (8, 8))
 
 
-def make_edits(study, experiment: str, generators: tuple[str, ...], kinds: tuple[str, ...] = KINDS,
+def saliency(classifier: SupervisedResNet, audio: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+    """|d logit / d image| of a fitted classifier on its view's axes, (frequency, frame) float32, the largest of the
+    image's planes (Simonyan et al. 2014). Without `active` every frame counts. ValueError before `fit` or as
+    `checked_clips`."""
+    if not classifier.fitted:
+        raise ValueError("expected a fitted SupervisedResNet, found a new one. Call fit(bonafide, spoof) first.")
+    active = np.ones(-(-len(audio) // FRAME), dtype=bool) if active is None else active
+    samples, flags = tensors(*checked_clips([(audio, active)], "the audio")[0])
+    images = classifier._images(samples).requires_grad_()
+    gradient, = torch.autograd.grad(classifier.network(images, flags).sum(), images)
+    return gradient[0].abs().amax(dim=0).numpy()
+
+
+def make_edits(study: Study, experiment: str, generators: tuple[str, ...], kinds: tuple[str, ...] = KINDS,
                limit: int = 20) -> list[Edit]:
     """Edits of the first `limit` bona fide test clips of at least 1.5 s with every one of `generators`."""
-    from lib.data.audio import read_audio
-    from lib.paths import DATA
-
-    table = study.test(experiment)
-    table = table[table[experiment] == "test"]
-    parents = table[(table.role == "bonafide") & (table.seconds >= 1.5)].head(limit)
-    edits = []
-    for parent in parents.itertuples():
+    table, edits = study.test(experiment, only="test"), []
+    for parent in table[(table.role == "bonafide") & (table.seconds >= 1.5)].head(limit).itertuples():
         real = read_audio(DATA / parent.path, strict=False)[0]
         copies = table[(table.parent == parent.clip_id) & table.generator.isin(generators)]
         for copy in copies.itertuples():
@@ -171,23 +219,30 @@ def make_edits(study, experiment: str, generators: tuple[str, ...], kinds: tuple
     return edits
 
 
-def evaluate_maps(edits: list[Edit], bonafide: list[tuple[np.ndarray, np.ndarray]],
-                  makers: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]], hop_s: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure every map maker `(audio, active) -> (frequency, frame)` on every generator and kind of edit.
+def evaluate_maps(edits: list[Edit], bonafide: list[tuple[np.ndarray, np.ndarray]], view: View,
+                  makers: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]) -> tuple[pd.DataFrame, ...]:
+    """Measure every map maker `(audio, active) -> (frequency, frame)` on every generator and kind of edit, each map
+    with the same mask (`masked`).
 
     Thresholds are the 95 % quantile of the maker's cells on `bonafide` clips (threshold part of the validation split).
-    Returns the table `map, generator, kind, measures...` and the frame-level table of splices.
+    Returns the table `map, generator, kind, measures...`, the same by sentence, and the frame-level table of splices.
     """
-    rows, frames = [], []
+    tables: tuple[list, ...] = [], [], []
+    keys = sorted({(edit.generator, edit.kind) for edit in edits}, key=lambda key: (KINDS.index(key[1]), key[0]))
     for name, maker in makers.items():
-        real = list(side_by_side(lambda clip, maker=maker: maker(*clip), bonafide))
+        def drawn(clip: tuple[np.ndarray, np.ndarray], maker: Callable = maker) -> np.ndarray:
+            values = maker(*clip)
+            return masked(values, activity(clip[1], view, values.shape[1]))
+
+        real = list(side_by_side(drawn, bonafide))
+        maps = list(side_by_side(drawn, [(edit.audio, edit.active) for edit in edits]))
         threshold = float(np.quantile(np.concatenate([coarse(values).ravel() for values in real]), 0.95))
-        maps = list(side_by_side(lambda edit, maker=maker: maker(edit.audio, edit.active), edits))
-        keys = sorted({(edit.generator, edit.kind) for edit in edits}, key=lambda key: (KINDS.index(key[1]), key[0]))
         for generator, kind in keys:
             index = [i for i, edit in enumerate(edits) if (edit.generator, edit.kind) == (generator, kind)]
             chosen, theirs = [edits[i] for i in index], [maps[i] for i in index]
-            rows.append({"map": name, "generator": generator, "kind": kind, **measured(chosen, theirs, threshold)})
+            row = {"map": name, "generator": generator, "kind": kind}
+            tables[0].append(row | measured(chosen, theirs, threshold))
+            tables[1].append(by_sentence(chosen, theirs).assign(**row))
             if kind == "splice":
-                frames.append(frame_measures(chosen, theirs, real, hop_s).assign(map=name, generator=generator))
-    return pd.DataFrame(rows), pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+                tables[2].append(frame_measures(chosen, theirs, real, view.hop_s).assign(map=name, generator=generator))
+    return pd.DataFrame(tables[0]), *(pd.concat(parts, ignore_index=True) for parts in tables[1:])

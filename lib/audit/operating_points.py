@@ -1,55 +1,54 @@
-"""Owns operating points set on real speech alone: p-values whose unit is the speaker, what they do to new voices and new
-sources, and what a few minutes of real speech from the new source repair.
-
-Anomalies everywhere, up = fake. Clips of one speaker are not independent of each other, so calibration clips and a new voice's clip
-are not exchangeable; speakers are. Constructions (`p_values`), of which the first assumes most and the last least:
-
-- clips: (1 + number of calibration clips at least as anomalous) / (clips + 1); valid where the clip's own speaker is in the
-  calibration (split conformal; Bates et al. 2023);
-- speakers: the same with every speaker one vote, spread over his or her clips: "CDF pooling" of Dunn, Wasserman & Ramdas (JASA
-  2023, Distribution-Free Prediction Sets for Two-Layer Hierarchical Models), asymptotically valid in the number of speakers;
-- speakers, guaranteed: twice that, at most 1. It is the mean over all ways to take one clip a speaker, each of which gives a
-  valid p-value, and twice a mean of p-values is valid (their "repeated subsampling"; Vovk & Wang 2020). With k speakers no
-  p-value is below 2 / (k + 1), so a strict level needs many speakers.
-"""
+"""Owns operating points set on real speech alone (notebook 34): what p-values do to new voices and sources, and what
+minutes of real speech from there repair. Tables are made of score frames (lib.data.scorefiles)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lib import seeds
-from lib.detector import Detector
+from lib.data.scorefiles import OURS, score_frame
 from lib.evaluate import metrics
-from lib.model.scaling import PROFILE_SCORES, Typicality
+from lib.paths import DATA
 
 if TYPE_CHECKING:
+    from lib.detector import Detector
     from lib.study import Study
 
 LEVELS = (0.01, 0.05, 0.10)
-CONSTRUCTIONS = ("clips", "speakers", "speakers, guaranteed")
+CONSTRUCTIONS = ("clips", "speakers", "speakers, doubled")
 MINUTES = (0, 1, 2, 5)
+WITHOUT = f"{OURS}, without "
+"""How the name of a fold's system begins: its typicality was fitted on the other voices."""
+AWAY = "One-speaker detector on other voices"
 
 
-def p_values(calibration: np.ndarray, speakers: Iterable[str], anomalies: np.ndarray, construction: str = "speakers") -> np.ndarray:
-    """p-values in (0, 1] of "real speech like the calibration's", one an anomaly, small = fake.
+def p_values(calibration: Iterable[float], speakers: Iterable[str], anomalies: np.ndarray,
+             construction: str = "speakers") -> np.ndarray:
+    """p-values in (0, 1] of "real speech like the calibration's", one a clip, small = fake.
 
-    calibration: anomalies (clip,) of bona fide clips that no fit has seen; speakers: who speaks in each. Raises MetricError for
-    empty or non-finite anomalies, ValueError for an unknown construction or a speaker list that does not fit.
+    calibration: anomalies (clip,) of bona fide clips that no fit has seen; speakers: who speaks in each. anomalies: of
+    the tested clips (clip,), or under one model a speaker (speaker, clip), speakers sorted: then each is compared with
+    the calibration clips of that speaker alone, whom the model has not heard (cross-conformal, Vovk 2015).
+    clips: (1 + number of calibration clips at least as anomalous) / (clips + 1). speakers: the same with one vote a
+    speaker, spread over his or her clips (CDF pooling, Dunn, Wasserman & Ramdas 2023); doubled: twice that, at most 1.
+    Raises MetricError for empty or non-finite anomalies, ValueError for an unknown construction or other lengths.
     """
     if construction not in CONSTRUCTIONS:
         raise ValueError(f"construction {construction!r} is not one of {', '.join(CONSTRUCTIONS)}")
     calibration, names = np.asarray(calibration, dtype=np.float64), np.asarray(list(speakers), dtype=str)
     if names.shape != calibration.shape:
         raise ValueError(f"expected a speaker for each of {len(calibration)} calibration clips, found {len(names)}")
-    if construction == "clips":
-        return metrics.conformal_p_values(-calibration, -np.asarray(anomalies))
     groups = [calibration[names == name] for name in np.unique(names)]
-    # A speaker's share of clips at least as anomalous: the conformal p-value without its "+ 1".
-    shares = [(metrics.conformal_p_values(-group, -np.asarray(anomalies)) * (len(group) + 1) - 1) / len(group) for group in groups]
+    rows = np.broadcast_to(anomalies, (len(groups), np.shape(anomalies)[-1]))
+    # How many of a speaker's clips are at least as anomalous: the conformal p-value without its "+ 1".
+    counts = [metrics.conformal(group, row) * (len(group) + 1) - 1 for group, row in zip(groups, rows)]
+    if construction == "clips":
+        return (1 + np.sum(counts, axis=0)) / (len(calibration) + 1)
+    shares = [count / len(group) for count, group in zip(counts, groups)]
     pooled = (1 + np.sum(shares, axis=0)) / (len(groups) + 1)
     return pooled if construction == "speakers" else np.minimum(1.0, 2 * pooled)
 
@@ -59,79 +58,141 @@ def smallest(calibration: np.ndarray, speakers: Iterable[str], construction: str
     return float(p_values(calibration, speakers, np.array([np.max(calibration) + 1.0]), construction)[0])
 
 
-def left_out(study: Study, detector: Detector, experiment: str) -> pd.DataFrame:
-    """Calibration anomalies of an experiment's bona fide validation clips, each under a typicality that was fitted on the other
-    speakers (cross-conformal, Vovk 2015): `clip_id, speaker, anomaly`.
+def calibration_frame(study: Study, detector: Detector, experiment: str) -> pd.DataFrame:
+    """A score frame of what p-values need: the bona fide calibration clips of an experiment (split "threshold").
 
-    The shipped calibration holds clips of speakers whose other clips fitted the typicality, which flatters them; a new voice has
-    no such clips. With one speaker, or a score without typicality, the threshold part's own anomalies.
+    A score with typicality and several voices also gets one system a voice (WITHOUT): that voice's calibration clips
+    and all test clips under a typicality that was fitted on the other voices' scaling clips. The calibration holds
+    voices whose other clips fitted the typicality, which flatters them; a new voice has no such clips.
     """
-    scoring = detector.settings.scoring
+    from lib.model.scaling import PROFILE_SCORES, Typicality
+
     threshold, scaling = study.part(experiment, "threshold"), study.part(experiment, detector.scaling_part)
-    statistics = study.statistics(detector, threshold, *detector.wanted())
-    anomaly = detector.anomaly_of(statistics)
-    speakers = scaling.speaker.to_numpy()
+    test, scoring, options = study.test(experiment, only="test"), detector.settings.scoring, detector.wanted()
+    of_threshold, of_test = (study.statistics(detector, part, *options) for part in (threshold, test))
+
+    def framed(clips: pd.DataFrame, anomaly: np.ndarray, system: str) -> pd.DataFrame:
+        frame = score_frame(clips.assign(anomaly=anomaly), experiment, system, "ours", study.settings.seed, study.clips)
+        return frame.replace({"split": {"development": "threshold"}})
+
+    frames = [framed(threshold, detector.anomaly_of(of_threshold), OURS)]
     if scoring.pooling in PROFILE_SCORES and threshold.speaker.nunique() > 1:
-        profiles = study.statistics(detector, scaling, *detector.wanted())[f"profile/{scoring.scaling}"]
+        profiles = study.statistics(detector, scaling, *options)[f"profile/{scoring.scaling}"]
         for name in threshold.speaker.unique():
-            others, his = speakers != name, (threshold.speaker == name).to_numpy()
-            if others.sum() >= 3:
-                part = {key: value[his] for key, value in statistics.items()}
-                anomaly[his] = detector.anomaly_of(part, typicality=Typicality.fit(profiles[others]))
-    return pd.DataFrame({"clip_id": threshold.clip_id.to_numpy(), "speaker": threshold.speaker.to_numpy(), "anomaly": anomaly})
+            others, own = (scaling.speaker != name).to_numpy(), (threshold.speaker == name).to_numpy()
+            model = Typicality.fit(profiles[others]) if others.sum() >= 3 else detector.typicality
+            kept = {key: value[own] for key, value in of_threshold.items()}
+            frames.append(framed(threshold[own], detector.anomaly_of(kept, typicality=model), WITHOUT + name))
+            frames.append(framed(test, detector.anomaly_of(of_test, typicality=model), WITHOUT + name))
+    return pd.concat(frames, ignore_index=True)
 
 
-def points(calibration: pd.DataFrame, scores: pd.DataFrame, constructions: Iterable[str] = CONSTRUCTIONS,
-           levels: Iterable[float] = LEVELS) -> pd.DataFrame:
-    """Operating points of test `scores` (`role, generator, speaker, anomaly`) against `calibration` (`speaker, anomaly`): one row
-    a construction and nominal level.
+class Setting(NamedTuple):
+    """A calibration and what is tested against it."""
 
-    `false alarms` of real clips with their 95 % Clopper-Pearson interval (`low`, `high`), which takes clips for independent;
-    `worst voice`, the highest rate of one voice; `resolved`, whether any clip could be flagged at the level; `copies found` and
-    `speech synthesis found`, the mean over generators of the share flagged, NaN where there are none.
-    """
-    real = scores[scores.role == "bonafide"]
+    calibration: pd.DataFrame  # speaker, anomaly
+    scores: pd.DataFrame  # rows of a score frame: the tested clips
+    anomalies: np.ndarray  # of those, (clip,) or (fold, clip)
+    constructions: tuple[str, ...]
+
+    def p(self, construction: str) -> np.ndarray:
+        """p-values of the tested clips."""
+        return p_values(self.calibration.anomaly, self.calibration.speaker, self.anomalies, construction)
+
+
+def settings_of(frame: pd.DataFrame) -> Iterator[tuple[str, Setting]]:
+    """The settings of a frame with calibration, from the fair one to the unfair one. Controls are left out."""
+    frame = frame[frame.role != "control"]
+    tested, known = frame[frame.split == "test"], frame[frame.split == "threshold"]
+    of = {name: known[(known.experiment == name) & (known.system == OURS)] for name in ("single", "multi")}
+    for name, experiment, system, home in (
+            ("same voice", "single", OURS, "single"), ("new voices", "multi", OURS, "multi"),
+            ("another corpus", "multi", AWAY, "single")):
+        part = tested[(tested.experiment == experiment) & (tested.system == system)]
+        if len(part) and len(of[home]):
+            constructions = CONSTRUCTIONS if home == "multi" else CONSTRUCTIONS[:1]
+            yield name, Setting(of[home], part, part.anomaly.to_numpy(), constructions)
+    folds = tested[tested.system.str.startswith(WITHOUT)]
+    if len(folds):
+        wide = folds.pivot(index="clip_id", columns="system", values="anomaly").sort_index(axis=1)
+        rows = folds.drop_duplicates("clip_id").set_index("clip_id").loc[wide.index].reset_index()
+        left_out = known[known.system.str.startswith(WITHOUT)]
+        yield "new voices, cross-conformal", Setting(left_out, rows, wide.T.to_numpy(), CONSTRUCTIONS)
+
+
+def rate_interval(flagged: np.ndarray, anomalies: np.ndarray, clusters: Iterable[str]) -> metrics.Interval:
+    """Share of flagged clips with a 95 % interval over clusters (voices), as of an AUC (metrics.auc_interval)."""
+    rate, clusters = float(np.mean(flagged)), list(clusters)
+    variance = metrics.cluster_variance((flagged - rate) / len(flagged), [], clusters, [])
+    return metrics.auc_interval(rate, *variance, metrics.effective_clips(anomalies, clusters))
+
+
+def points(frame: pd.DataFrame, levels: Iterable[float] = LEVELS) -> pd.DataFrame:
+    """One row a setting, construction and nominal level: `false alarms` of real test clips with a 95 % interval over
+    voices (over clips where there is one voice) and the highest rate of one voice; `resolved`, whether any clip could
+    be flagged at the level; and what is found of copies and of speech synthesis, means over generators."""
     rows = []
-    for construction in constructions:
-        p = p_values(calibration.anomaly, calibration.speaker, scores.anomaly, construction)
-        least = smallest(calibration.anomaly.to_numpy(), calibration.speaker, construction)
-        for level in levels:
-            flagged = pd.Series(p <= level, index=scores.index)
-            count = int(flagged[real.index].sum())
-            low, high = metrics.clopper_pearson(count, len(real))
-            found = {kind: flagged[scores.role == role].groupby(scores.generator).mean().mean()
-                     for kind, role in (("copies found", "copysynth"), ("speech synthesis found", "tts"))}
-            rows.append({"construction": construction, "nominal": level, "false alarms": count / len(real), "low": low, "high": high,
-                         "worst voice": float(flagged[real.index].groupby(real.speaker).mean().max()), "resolved": level >= least} | found)
+    for name, setting in settings_of(frame):
+        scores, real = setting.scores, (setting.scores.role == "bonafide").to_numpy()
+        voices = scores.speaker if scores.speaker[real].nunique() > 1 else scores.clip_id
+        lines = setting.anomalies if setting.anomalies.ndim == 1 else setting.anomalies.mean(axis=0)
+        for construction in setting.constructions:
+            p = setting.p(construction)
+            least = smallest(setting.calibration.anomaly, setting.calibration.speaker, construction)
+            for level in levels:
+                flagged = p <= level
+                rate, low, high = rate_interval(flagged[real], lines[real], voices[real])
+                table = scores.assign(flagged=flagged)
+                shares = table.groupby(["role", "generator"]).flagged.mean().groupby("role").mean()
+                worst = table[real].groupby("speaker").flagged.mean().max()
+                rows.append({"setting": name, "construction": construction, "nominal": level, "false alarms": rate,
+                             "low": low, "high": high, "worst voice": worst, "resolved": level >= least,
+                             "copies found": shares.get("copysynth", np.nan),
+                             "speech synthesis found": shares.get("tts", np.nan)})
     return pd.DataFrame(rows)
 
 
-def detection(calibration: pd.DataFrame, scores: pd.DataFrame, construction: str = "clips",
-              levels: Iterable[float] = LEVELS) -> pd.DataFrame:
-    """Share of each generator's clips flagged at each level: `role, generator, clips` and a column a level."""
-    p = p_values(calibration.anomaly, calibration.speaker, scores.anomaly, construction)
-    flags = scores.assign(**{f"{level:.0%}": p <= level for level in levels})
-    names = [f"{level:.0%}" for level in levels]
-    table = flags[flags.role != "bonafide"].groupby(["role", "generator"], sort=False)[names].mean().reset_index()
-    table.insert(2, "clips", flags.groupby(["role", "generator"], sort=False).size().loc[list(zip(table.role, table.generator))].to_numpy())
-    return table
+def detection(frame: pd.DataFrame, levels: Iterable[float] = LEVELS) -> pd.DataFrame:
+    """Share of each generator's clips flagged at each level, p-values over clips: a row a setting and generator."""
+    tables = []
+    for name, setting in settings_of(frame):
+        flags = {f"{level:.0%}": setting.p("clips") <= level for level in levels}
+        groups = setting.scores.assign(clips=1.0, **flags)
+        groups = groups[groups.role != "bonafide"].groupby(["role", "generator"], sort=False)
+        table = groups[list(flags)].mean().assign(clips=groups.size()).reset_index()
+        tables.append(table.assign(setting=name))
+    return pd.concat(tables, ignore_index=True)
 
 
-def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: pd.DataFrame, minutes: Iterable[float] = MINUTES,
-                 levels: Iterable[float] = (0.05, 0.10), progress: Callable[[str], None] = print) -> pd.DataFrame:
+def by_voice(frame: pd.DataFrame, levels: Iterable[float] = LEVELS[1:]) -> pd.DataFrame:
+    """Share of each new voice's real clips that is flagged, a row a voice; with where it is from."""
+    setting = dict(settings_of(frame))["new voices, cross-conformal"]
+    columns = {f"flagged at {level:.0%}, {construction}": setting.p(construction) <= level
+               for construction in CONSTRUCTIONS[:2] for level in levels}
+    real = setting.scores.assign(clips=1, **columns)[setting.scores.role == "bonafide"].groupby(["speaker", "source"])
+    return real[list(columns)].mean().assign(clips=real.size()).reset_index()
+
+
+TABLES = {"34_points": ("34_scores", lambda frame, _: points(frame)),
+          "34_detection": ("34_scores", lambda frame, _: detection(frame)),
+          "34_per_voice": ("34_scores", lambda frame, _: by_voice(frame))}
+"""For lib.evaluate.results.recheck."""
+
+
+def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: pd.DataFrame,
+                 minutes: Iterable[float] = MINUTES, levels: Iterable[float] = (0.05, 0.10),
+                 progress: Callable[[str], None] = print) -> pd.DataFrame:
     """What `minutes` of the bona fide clips `speech` from a new source repair on the clips `test` of that source.
 
-    One row an amount, a repair and a level: `false alarms` with interval, `copies found`, `AUC` (mean over copy-synthesis
+    One row an amount, a repair and a level: `false alarms` with interval, `copies found`, `AUC` (mean over copies'
     generators), `calibration clips`, `resolved`. Repairs: threshold alone (all of the speech calibrates), or all of it
-    (`Detector.fit`: half for scaling and typicality, half for the threshold). The networks never change. With 0 minutes the
-    detector stays as it is.
+    (`Detector.fit`: half for scaling and typicality, half for the threshold). The networks never change. With 0 minutes
+    the detector stays as it is.
     """
-    from lib.paths import DATA
+    from lib.detector import Detector
 
-    order = seeds.stream(0, "recalibration").permutation(len(speech))
-    speech = speech.iloc[order]
-    ends = speech.seconds.cumsum().to_numpy() / 60
-    variants: dict[tuple[float, str], Detector] = {}
+    speech = speech.iloc[seeds.stream(0, "recalibration").permutation(len(speech))]
+    ends, variants = speech.seconds.cumsum().to_numpy() / 60, {}
     for amount in minutes:
         if not amount:
             variants[0, "none"] = detector
@@ -153,22 +214,20 @@ def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: p
 
     def scored(index: int) -> list[float]:
         # The networks are the same, so one pass through them serves every variant.
-        levels_found = detector.clip_residuals(*clips[index])[1]
-        return [variant.score_residuals(levels_found) for variant in variants.values()]
+        residuals = detector.clip_residuals(*clips[index])[1]
+        return [variant.score_residuals(residuals) for variant in variants.values()]
 
-    found = np.array(list(study.side_by_side(scored, range(len(clips)))))
-    real, copies = (test.role == "bonafide").to_numpy(), (test.role == "copysynth").to_numpy()
-    rows = []
-    for (amount, repair), variant, anomaly in zip(variants, variants.values(), found.T):
-        p = metrics.conformal_p_values(-variant.calibration, -anomaly)
-        groups = test.generator[copies].groupby(test.generator[copies]).groups
-        by_name = {name: test.index.get_indexer(index) for name, index in groups.items()}
-        auc = np.mean([metrics.area_under_curve(-anomaly[real], -anomaly[index]) for index in by_name.values()])
+    anomalies = np.array(list(study.side_by_side(scored, range(len(clips))))).T
+    real, copies, rows = (test.role == "bonafide").to_numpy(), (test.role == "copysynth").to_numpy(), []
+    voices = test.speaker[real] if test.speaker[real].nunique() > 1 else test.clip_id[real]
+    masks = [copies & (test.generator == name).to_numpy() for name in test.generator[copies].unique()]
+    for ((amount, repair), variant), anomaly in zip(variants.items(), anomalies):
+        p = metrics.conformal(variant.calibration, anomaly)
+        auc = float(np.mean([metrics.area_under_curve(-anomaly[real], -anomaly[mask]) for mask in masks]))
         for level in levels:
-            count = int((p[real] <= level).sum())
-            low, high = metrics.clopper_pearson(count, int(real.sum()))
-            rows.append({"minutes": amount, "repair": repair, "nominal": level, "false alarms": count / real.sum(), "low": low,
-                         "high": high, "copies found": float(np.mean([(p[index] <= level).mean() for index in by_name.values()])),
-                         "AUC": float(auc), "calibration clips": len(variant.calibration),
+            rate, low, high = rate_interval(p[real] <= level, anomaly[real], voices)
+            rows.append({"minutes": amount, "repair": repair, "nominal": level, "false alarms": rate, "low": low,
+                         "high": high, "copies found": float(np.mean([(p[mask] <= level).mean() for mask in masks])),
+                         "AUC": auc, "calibration clips": len(variant.calibration),
                          "resolved": bool(1 / (len(variant.calibration) + 1) <= level)})
     return pd.DataFrame(rows)

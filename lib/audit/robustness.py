@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lib import seeds
+from lib.data.audio import read_audio
 from lib.data.channel import active_frames, apply_channel, traits
 from lib.data.degradations import (
     Degradation,
@@ -27,7 +29,10 @@ from lib.data.degradations import (
     silence,
 )
 from lib.detector import Detector
-from lib.study import Study
+from lib.paths import DATA
+
+if TYPE_CHECKING:
+    from lib.study import Study
 
 CONDITIONS: dict[str, dict[str, Degradation]] = {
     "codec": {
@@ -36,14 +41,16 @@ CONDITIONS: dict[str, dict[str, Degradation]] = {
         **{f"Opus {kbps} kb/s": coded("libopus", "ogg", kbps=kbps) for kbps in (32, 16, 8)},
         **{f"Vorbis {kbps} kb/s": coded("libvorbis", "ogg", kbps=kbps) for kbps in (80, 48, 32)},
         **{f"G.722 {kbps} kb/s": coded("g722", "g722", kbps=kbps) for kbps in (64, 48)},
-        **{f"mu-law {kbps} kb/s": coded("pcm_mulaw", "mulaw", rate_hz=rate) for kbps, rate in ((128, 16000), (64, 8000))},
+        "mu-law 128 kb/s": coded("pcm_mulaw", "mulaw", rate_hz=16000),
+        "mu-law 64 kb/s": coded("pcm_mulaw", "mulaw", rate_hz=8000),
     },
     "noise": {
         **{f"white {snr} dB": partial(noise, snr_db=snr) for snr in (30, 20, 10, 0)},
         **{f"pink {snr} dB": partial(noise, snr_db=snr, colour="pink") for snr in (30, 20, 10, 0)},
     },
     "room": {f"RT60 {rt60} s": partial(room, rt60_s=rt60) for rt60 in (0.2, 0.5, 1.0)},
-    "rate": {f"{rate / 1000:g} kHz and back": partial(resampled, rate_hz=rate) for rate in (8000, 11025, 22050, 32000, 44100, 48000)},
+    "rate": {f"{rate / 1000:g} kHz and back": partial(resampled, rate_hz=rate)
+             for rate in (8000, 11025, 22050, 32000, 44100, 48000)},
     "length": {**{f"{seconds:g} s": partial(cut, seconds=seconds) for seconds in (0.5, 1.0, 2.0, 4.0)},
                "10 s": partial(joined, seconds=10.0)},
     "silence": {"1 s of silence before": partial(silence, seconds=1.0),
@@ -55,102 +62,98 @@ CONDITIONS: dict[str, dict[str, Degradation]] = {
 """Conditions of notebook 42 by group; `robustness` adds the babble, which needs voices."""
 
 
-SNRS_DB = (30, 20, 10, 0)
-
-
 def robustness(study: Study, talkers: int = 24) -> dict[str, dict[str, Degradation]]:
     """`CONDITIONS`, and babble of the multi-speaker experiment's bona fide training voices, which are in no test."""
-    from lib.data.audio import read_audio
-    from lib.paths import DATA
-
     clips = study.part("multi", "train")
     clips = clips.iloc[seeds.stream(0, "babble").permutation(len(clips))[:talkers]]
     voices = [read_audio(DATA / path, strict=False)[0] for path in clips.path]
-    talk = {f"babble {snr} dB": partial(babble, snr_db=snr, voices=voices) for snr in SNRS_DB}
+    talk = {f"babble {snr} dB": partial(babble, snr_db=snr, voices=voices) for snr in (30, 20, 10, 0)}
     return {group: names | (talk if group == "noise" else {}) for group, names in CONDITIONS.items()}
 
 
 def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, conditions: dict[str, Degradation],
-                    limit: int = 40, known: Known | None = None, also: dict[str, Detector] | None = None) -> pd.DataFrame:
-    """Anomaly of up to `limit` clips of each generator under each condition: `clip_id, generator, role, parent, speaker,
-    condition, anomaly`; with `known`, also `outside`, whether the clip is outside what calibration covers; and a column
-    of anomaly for each detector of `also`, which has the same networks and scores otherwise.
+                    limit: int = 40, familiar: Familiar | None = None) -> pd.DataFrame:
+    """Anomaly of up to `limit` clips of each generator under each condition: `clip_id, generator, role, parent,
+    speaker, condition, anomaly`; with `familiar`, also `outside`, whether the clip is outside what calibration covers.
 
-    A clip that a condition leaves without speech has no anomaly (NaN). A condition that cannot be made (a missing encoder) is
-    left out and said.
+    A clip that a condition leaves without speech has no anomaly (NaN). A condition that cannot be made (a missing
+    encoder) is left out and said.
     """
-    from lib.data.audio import read_audio
-    from lib.paths import DATA
-
-    others = also or {}
     clips = clips.groupby("generator", sort=False).head(limit).reset_index(drop=True)
     audios = [read_audio(DATA / path, strict=False)[0] for path in clips.path]
     # The next clip of the same source, for conditions that need a second one.
     followers = np.zeros(len(clips), dtype=int)
     for index in clips.groupby("generator", sort=False).indices.values():
         followers[index] = np.roll(index, -1)
-    rows = []
+    tables = []
     for name, degrade in conditions.items():
         joins = getattr(degrade, "func", None) is joined
 
         def scored(index: int, degrade: Degradation = degrade, name: str = name, joins: bool = joins) -> tuple:
-            given = {"other": audios[followers[index]]} if joins else {}
-            touched = degrade(audios[index], seeds.stream(0, name, clips.clip_id[index]), **given)
+            second = {"other": audios[followers[index]]} if joins else {}
+            touched = degrade(audios[index], seeds.stream(0, name, clips.clip_id[index]), **second)
             try:
-                levels = detector.clip_residuals(*apply_channel(touched, study.settings.channel))[1]
-                anomalies = [one.score_residuals(levels) for one in (detector, *others.values())]
+                anomaly = detector.score_prepared(*apply_channel(touched, study.settings.channel))
             except ValueError:
-                anomalies = [float("nan")] * (1 + len(others))
-            return bool(known and known.outside(touched)), *anomalies
+                anomaly = float("nan")
+            return anomaly, bool(familiar and familiar.outside(touched))
 
         try:
-            for clip, found in zip(clips.itertuples(), list(study.side_by_side(scored, range(len(clips))))):
-                rows.append((clip.clip_id, clip.generator, clip.role, clip.parent, clip.speaker, name, *found))
+            anomaly, outside = zip(*study.side_by_side(scored, range(len(clips))))
         except MissingEncoder as error:
             print(f"left out: {name}: {error}")
-    table = pd.DataFrame(rows, columns=["clip_id", "generator", "role", "parent", "speaker", "condition", "outside", "anomaly", *others])
-    return table if known else table.drop(columns="outside")
+            continue
+        table = clips[["clip_id", "generator", "role", "parent", "speaker"]]
+        tables.append(table.assign(condition=name, anomaly=anomaly, **({"outside": outside} if familiar else {})))
+    return pd.concat(tables, ignore_index=True)
 
 
-# The least spread of each number: bona fide speech from one studio hardly varies, and a hair's breadth is no new condition.
-NUMBERS = {"noise_floor_db": 2.0, "bandwidth_hz": 300.0, "tilt_db_per_octave": 0.5, "crest_db": 0.7, "clipped_share": 0.001,
-           "speech_s": 0.3}
+NUMBERS = {"noise_floor_db": 2.0, "bandwidth_hz": 300.0, "tilt_db_per_octave": 0.5, "crest_db": 0.7,
+           "clipped_share": 0.001, "speech_s": 0.3}
+"""Numbers of a recording, each with its least spread: one studio's speech hardly varies, and a hair's breadth is no new
+condition."""
 
 
 def condition_numbers(audio: np.ndarray) -> np.ndarray:
-    """The six numbers of `NUMBERS` (`lib.data.channel.traits`) of audio (samples,) at 16 kHz, before the shared channel, (6,).
+    """The six numbers of `NUMBERS` (`lib.data.channel.traits`) of audio (samples,) before the shared channel, (6,).
 
-    An offset is taken out first. The noise floor counts as at most 60 dB below the active level: the shared channel's own floor
-    is higher.
+    An offset is taken out first. The noise floor counts as at most 60 dB below the active level: the shared channel's
+    own floor is higher.
     """
     audio = np.asarray(audio, dtype=np.float64)
     audio = audio - audio.mean()
-    found = traits(audio, active_frames(audio, 35.0))
-    found["noise_floor_db"] = max(-60.0, found["noise_floor_db"])
-    return np.array([found[name] for name in NUMBERS])
+    numbers = traits(audio, active_frames(audio, 35.0))
+    numbers["noise_floor_db"] = max(-60.0, numbers["noise_floor_db"])
+    return np.array([numbers[name] for name in NUMBERS])
 
 
 @dataclass(frozen=True)
-class Known:
-    """What bona fide calibration speech is like."""
+class Familiar:
+    """What bona fide calibration speech is like: outside of it, no verdict."""
 
     middle: np.ndarray  # (6,) median of each number
     spread: np.ndarray  # (6,) scaled median absolute deviation
-    limit: float  # largest standardised deviation that is still known
+    limit: float  # largest standardised deviation that is still familiar
 
     @classmethod
-    def fit(cls, fitting: Iterable[np.ndarray], calibration: Iterable[np.ndarray], rate: float = 0.02) -> Known:
-        """From bona fide recordings before the shared channel: middle and spread from `fitting`, the limit from `calibration`, of
-        which at most the share `rate` is outside. Raises ValueError for fewer than 3 recordings of either."""
+    def fit(cls, fitting: Iterable[np.ndarray], calibration: Iterable[np.ndarray], rate: float = 0.02) -> Familiar:
+        """From bona fide recordings before the shared channel: middle and spread from `fitting`, the limit from
+        `calibration`, of which at most the share `rate` is outside. Raises ValueError for fewer than 3 of either."""
         fitted, further = (np.array([condition_numbers(audio) for audio in part]) for part in (fitting, calibration))
         if min(len(fitted), len(further)) < 3:
             raise ValueError(f"expected at least 3 bona fide recordings twice, found {len(fitted)} and {len(further)}")
         middle = np.median(fitted, axis=0)
         spread = np.maximum(1.4826 * np.median(np.abs(fitted - middle), axis=0), list(NUMBERS.values()))
-        found = np.sort(np.abs((further - middle) / spread).max(1))
-        # Conformal: p <= rate where fewer than rate * (n + 1) - 1 calibration clips are as extreme; few clips: beyond them all.
-        rank = min(len(found), int(np.ceil((1 - rate) * (len(found) + 1))))
-        return cls(middle, spread, float(found[rank - 1]))
+        extremes = np.sort(np.abs((further - middle) / spread).max(1))
+        # Conformal: p <= rate where fewer than rate (n + 1) - 1 calibration clips are as extreme; few: beyond them all.
+        rank = min(len(extremes), int(np.ceil((1 - rate) * (len(extremes) + 1))))
+        return cls(middle, spread, float(extremes[rank - 1]))
+
+    @classmethod
+    def of(cls, study: Study, experiment: str) -> Familiar:
+        """From an experiment's bona fide validation speech: numbers from its scaling, limit from its threshold part."""
+        return cls.fit(*([read_audio(DATA / path, strict=False)[0] for path in study.part(experiment, name).path]
+                         for name in ("scaling", "threshold")))
 
     def deviations(self, audio: np.ndarray) -> dict[str, float]:
         """Standardised deviation of each number of a recording."""
@@ -159,12 +162,3 @@ class Known:
     def outside(self, audio: np.ndarray) -> bool:
         """Whether a recording (samples,) is outside what calibration covers."""
         return max(abs(value) for value in self.deviations(audio).values()) > self.limit
-
-
-def known_from(study, experiment: str) -> Known:
-    """What the bona fide validation speech of an experiment is like: numbers from its scaling part, limit from its threshold part."""
-    from lib.data.audio import read_audio
-    from lib.paths import DATA
-
-    parts = ([read_audio(DATA / path, strict=False)[0] for path in study.part(experiment, name).path] for name in ("scaling", "threshold"))
-    return Known.fit(*parts)

@@ -259,7 +259,8 @@ def score_frame(scores: pd.DataFrame, experiment: str, system: str = OURS, kind:
 def save_scores(frame: pd.DataFrame, path: Path | str) -> pd.DataFrame:
     """Write a score frame (NAME.csv.gz, 7 digits; equal frames give equal bytes) and return it as it reads again:
     tables are made of that, so that they can be rebuilt from the file."""
-    text = frame[FRAME].sort_values(FRAME[:-1], kind="stable").to_csv(index=False, float_format="%.7g")
+    order = [name != "experiment" for name in FRAME[:-1]]  # single before multi
+    text = frame[FRAME].sort_values(FRAME[:-1], ascending=order).to_csv(index=False, float_format="%.7g")
     with atomic(path) as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
     return load_scores(path)

@@ -1,33 +1,43 @@
-"""Owns what the study is compared with: trivial numbers, and detectors fitted on bona fide speech alone.
+"""Owns the baselines that no gradient trains: trivial numbers, LFCC mixtures, what a frozen teacher sees.
 
-Data everywhere: a list of clips (audio (samples,) at 16 kHz, active (20 ms frames,) bool) as `apply_channel` returns.
-`fit(clips, seed)` takes bona fide clips only; `anomaly(clips)` is (clips,), up = fake; pauses are left out of both.
-Fitted clips score too well (a memory of patches knows them): thresholds need bona fide clips that no fit has seen.
-Nothing here was chosen by looking at spoof scores: sizes are those of the cited papers, or what two CPU cores afford.
+Clips are (audio (samples,) at 16 kHz, active (20 ms frames,) bool) as `apply_channel` returns; pauses are left out.
+Fitted clips score too well. Sizes are those of the cited papers, or what two cores afford.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import OneClassSVM
 from torch import nn
+from torch.nn import functional
 from torchaudio import transforms
 from torchaudio.functional import compute_deltas
 
 from lib import seeds
 from lib.data.channel import FRAME, traits
 from lib.engine import side_by_side
-from lib.settings import RATE_HZ, Channel
+from lib.model.checkpoints import _sound
+from lib.model.discrepancy import band_means
+from lib.model.images import channel_count, image
+from lib.model.networks import PerturbationTeacher
+from lib.model.pyramid import folded, freeze
+from lib.model.scaling import PROFILE_SCORES, Typicality
+from lib.settings import RATE_HZ, Channel, Scoring
 
-Clip = tuple[np.ndarray, np.ndarray]
-CHANNEL = Channel()
+if TYPE_CHECKING:
+    from lib.study import Study
+
+Clip, Features = tuple[np.ndarray, np.ndarray], Callable[[np.ndarray], list[torch.Tensor]]
+CHANNEL, SCORING = Channel(), Scoring()
 BANDS, HOP = 64, 256  # bands of log_mel, samples between its frames
 COEFFICIENTS = 60  # of lfcc: 20, their deltas and double deltas
 
@@ -37,7 +47,7 @@ NUMBERS = {"noise_floor_db": 0.1, "rolloff_hz": 10.0, "crest_db": 0.1, "leading_
 
 
 def checked_clips(clips: Sequence[Clip], name: str = "clips") -> list[Clip]:
-    """`clips` as float32 audio and bool activity; ValueError for none, non-finite samples or a mask that does not fit."""
+    """`clips` as float32 audio and bool activity; ValueError for none, bad samples or a mask that does not fit."""
     if not len(clips):
         raise ValueError(f"expected at least one clip in {name}, found none. Check the filter of the clip table.")
     result = []
@@ -45,16 +55,16 @@ def checked_clips(clips: Sequence[Clip], name: str = "clips") -> list[Clip]:
         audio, active = np.asarray(audio, dtype=np.float32), np.asarray(active, dtype=bool)
         if audio.ndim != 1 or not np.isfinite(audio).all():
             raise ValueError(f"expected finite mono audio (samples,), found shape {audio.shape} with "
-                             f"{np.sum(~np.isfinite(audio))} NaN or Inf in {name}[{index}]. Read it with lib.data.audio.")
+                             f"{np.sum(~np.isfinite(audio))} NaN or Inf in {name}[{index}]; use lib.data.audio.")
         if active.shape != (-(-len(audio) // FRAME),) or not active.any():
             raise ValueError(f"expected a flag for each {FRAME} samples and some active, found {active.sum()} of shape "
-                             f"{active.shape} for {len(audio)} samples in {name}[{index}]. Use lib.data.channel.apply_channel.")
+                             f"{active.shape} for {len(audio)} samples in {name}[{index}]; use apply_channel.")
         result.append((audio, active))
     return result
 
 
 class Baseline:
-    """A detector with `fit` and `anomaly`; equal seeds and threads give equal bits. Clips are scored side by side, a thread each."""
+    """A detector with `fit` and `anomaly`; equal seeds and threads give equal bits."""
 
     fitted = False
 
@@ -80,12 +90,10 @@ class Baseline:
 
 
 def trivial_numbers(audio: np.ndarray, active: np.ndarray, rate_hz: int = RATE_HZ) -> dict[str, float]:
-    """The eight numbers of `NUMBERS` (`lib.data.channel.traits`) of audio (samples,) before or after the channel.
-
-    `active` belongs to frames of 320 samples (`lib.data.channel.active_frames`). Raises ValueError as `checked_clips`.
-    """
-    found = traits(*checked_clips([(audio, active)], "the audio")[0], rate_hz)
-    return {name: found[name] for name in NUMBERS}
+    """The eight numbers of `NUMBERS` (`lib.data.channel.traits`) of audio (samples,) with the activity of its frames of
+    320 samples, before or after the channel. Raises ValueError as `checked_clips`."""
+    numbers = traits(*checked_clips([(audio, active)], "the audio")[0], rate_hz)
+    return {name: numbers[name] for name in NUMBERS}
 
 
 class TrivialNumbers(Baseline):
@@ -111,21 +119,21 @@ def _transform(name: str, channel: Channel) -> nn.Module:
 
 
 def log_mel(audio: torch.Tensor | np.ndarray, channel: Channel = CHANNEL) -> torch.Tensor:
-    """Natural logarithm of mel magnitudes, (..., samples) -> (..., 64, frames): windows of 32 ms, a frame each 16 ms."""
+    """Natural logarithm of mel magnitudes, (..., samples) -> (..., 64, frames): windows of 32 ms, a hop of 16 ms."""
     return torch.log(_transform("mel", channel)(torch.as_tensor(audio)) + 1e-4)
 
 
 def lfcc(audio: torch.Tensor | np.ndarray, channel: Channel = CHANNEL) -> torch.Tensor:
-    """20 linear-frequency cepstra, deltas, double deltas, (..., samples) -> (..., 60, frames): 20 ms, a frame each 10."""
+    """20 linear-frequency cepstra, deltas, double deltas, (..., samples) -> (..., 60, frames): 20 ms, hop 10 ms."""
     static = _transform("lfcc", channel)(torch.as_tensor(audio))
     delta = compute_deltas(static, win_length=3)
     return torch.cat([static, delta, compute_deltas(delta, win_length=3)], dim=-2)
 
 
 def activity_at(active: np.ndarray, frames: int) -> np.ndarray:
-    """Activity of `frames` even steps from a clip's start to its end, (frames,) bool; all of them where none is active."""
-    found = active[np.linspace(0, len(active) - 1, frames).astype(int)]
-    return found if found.any() else ~found
+    """Activity of `frames` even steps from a clip's start to its end, (frames,) bool; all where none is active."""
+    picked = active[np.linspace(0, len(active) - 1, frames).astype(int)]
+    return picked if picked.any() else ~picked
 
 
 class LfccGmm(Baseline):
@@ -139,44 +147,154 @@ class LfccGmm(Baseline):
         frames = np.concatenate([self._frames(*clip) for clip in clips])
         frames = frames[seeds.stream(seed, "lfcc_gmm").permutation(len(frames))[:60_000]]
         self.scaler = StandardScaler().fit(frames)
-        self.mixture = GaussianMixture(max(1, min(64, len(frames) // 40)), covariance_type="diag", reg_covar=1e-3, tol=1e-2,
-                                       max_iter=60, random_state=seeds.integer(seed, "lfcc_gmm"))
+        self.mixture = GaussianMixture(max(1, min(64, len(frames) // 40)), covariance_type="diag", reg_covar=1e-3,
+                                       tol=1e-2, max_iter=60, random_state=seeds.integer(seed, "lfcc_gmm"))
         self.mixture.fit(self.scaler.transform(frames))
 
     def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> float:
         return -self.mixture.score(self.scaler.transform(self._frames(audio, active)))
 
 
-def spectrogram_statistics(audio: np.ndarray, active: np.ndarray, channel: Channel = CHANNEL) -> np.ndarray:
-    """Mean and standard deviation over active frames of each of 64 log-mel bands, (128,)."""
-    mel = log_mel(audio, channel).numpy()
-    mel = mel[:, activity_at(active, mel.shape[1])]
-    return np.concatenate([mel.mean(axis=1), mel.std(axis=1)]).astype(np.float64)
+class TeacherBaseline(Baseline):
+    """A baseline of what a frozen teacher sees; `features(audio)` is [(1, channel, frequency, frame) of each level]."""
+
+    def __init__(self, features: Features, channel: Channel = CHANNEL) -> None:
+        super().__init__(channel)
+        self.features = torch.no_grad()(features)
+
+    def _pyramid(self, audio: np.ndarray, active: np.ndarray) -> list[torch.Tensor]:
+        """Active frames of every level, [(channel, frequency, active frame), ...]; each level has at least one."""
+        return [level[0][..., activity_at(active, level.shape[-1])].float() for level in self.features(audio)]
 
 
-class SpectrogramSvm(Baseline):
-    """One-class SVM (radial basis, nu 0.1) of the standardised spectrogram statistics."""
+class TeacherMahalanobis(TeacherBaseline):
+    """A Gaussian of teacher features for every level and frequency row, shared by all frames (PaDiM-like).
 
-    estimator, options = OneClassSVM, {"kernel": "rbf", "nu": 0.1}  # made anew by each fit
+    A random subset of at most 64 channels, Ledoit-Wolf covariance; anomaly = mean over levels and positions of the
+    Mahalanobis distance divided by the square root of the number of channels (Defard et al. 2021 take the maximum)."""
+
+    dimensions, frames = 64, 6000  # channels at most, active frames that the Gaussian of a row is fitted on
 
     def _fit(self, clips: list[Clip], seed: int) -> None:
-        table = np.array([spectrogram_statistics(*clip, self.channel) for clip in clips])
-        self.scaler = StandardScaler().fit(table)
-        self.model = self.estimator(**self.options).fit(self.scaler.transform(table))
+        rng, share, samples = seeds.stream(seed, "teacher_mahalanobis"), -(-self.frames // len(clips)), []
+        for pyramid in side_by_side(lambda clip: self._pyramid(*clip), clips):
+            if not samples:
+                self.channels = [np.sort(rng.permutation(len(level))[: self.dimensions]) for level in pyramid]
+            samples.append([level[channels][..., rng.permutation(level.shape[2])[:share]]
+                            for level, channels in zip(pyramid, self.channels)])
+        self.gaussians = [self._gaussians(torch.cat(level, dim=2)) for level in zip(*samples)]
+
+    @staticmethod
+    def _gaussians(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(channel, frequency, frame) -> means (frequency, channel, 1), whitening (frequency, channel, channel)."""
+        whitening = []
+        for row in values.permute(1, 2, 0).double().numpy():
+            covariance = LedoitWolf().fit(row).covariance_
+            ridge = 1e-3 * np.trace(covariance) / len(covariance) + 1e-9  # channels that are never active stay harmless
+            whitening.append(np.linalg.inv(np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))))
+        return values.mean(dim=2).T[..., None], torch.from_numpy(np.array(whitening)).float()
+
+    def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> torch.Tensor:
+        distances = []
+        for level, channels, (mean, whitening) in zip(self._pyramid(audio, active), self.channels, self.gaussians):
+            distances.append((whitening @ (level[channels].transpose(0, 1) - mean)).square().mean(dim=1).sqrt().mean())
+        return torch.stack(distances).mean()
+
+
+class TeacherKnn(TeacherBaseline):
+    """Distance to a memory of bona fide patches (PatchCore-like, Roth et al. 2022).
+
+    A patch is a position of the second level: 3 x 3 means of levels 2 and above, each channel over its deviation. The
+    memory is a greedy k-centre subset of 20,000 random patches. Anomaly = mean over positions of the mean distance to
+    the 3 nearest patches: a vocoder is everywhere."""
+
+    memory, pool, neighbours = 4000, 20_000, 3
+
+    def _patches(self, audio: np.ndarray, active: np.ndarray) -> torch.Tensor:
+        """(positions, channels of the levels used), of active frames."""
+        pyramid = self.features(audio)
+        levels = [functional.avg_pool2d(level.float(), 3, 1, 1, count_include_pad=False)
+                  for level in pyramid[1:] or pyramid]
+        size = levels[0].shape[2:]
+        stacked = torch.cat([functional.interpolate(level, size, mode="bilinear") for level in levels], dim=1)[0]
+        return stacked[..., activity_at(active, size[1])].flatten(1).T
+
+    def _fit(self, clips: list[Clip], seed: int) -> None:
+        rng, share, drawn = seeds.stream(seed, "teacher_knn"), -(-self.pool // len(clips)), []
+        for patches in side_by_side(lambda clip: self._patches(*clip), clips):
+            drawn.append(patches[rng.permutation(len(patches))[:share]])
+        pool = torch.cat(drawn)
+        self.deviation = pool.std(dim=0, correction=0).clamp(min=1e-6)
+        projection = torch.from_numpy(rng.standard_normal((pool.shape[1], 32)) / 32**0.5).float()
+        pool /= self.deviation
+        self.bank = pool[k_centres(pool @ projection, self.memory, int(rng.integers(len(pool))))]
+
+    def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> torch.Tensor:
+        patches = self._patches(audio, active) / self.deviation
+        return torch.cdist(patches, self.bank).topk(self.neighbours, largest=False).values.mean()
+
+
+def k_centres(points: torch.Tensor, count: int, first: int) -> torch.Tensor:
+    """Indices (at most count,) of points (n, dimension), each the farthest from all before it; Gonzalez 1985."""
+    chosen, distance = [first], (points - points[first]).square().sum(dim=1)
+    while len(chosen) < min(count, len(points)):
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(dim=1))
+    return torch.tensor(chosen)
+
+
+class TeacherReadings(TeacherBaseline):
+    """The study's readings without a student: mean over active frames of what a perturbation teacher reads in each
+    level, kind and frequency band, pooled as `scoring` pools profiles (one-sided where it pools a map).
+
+    What a detector with that scoring has above it is the student's. `features(audio)`: (1, kind, frequency, frame)."""
+
+    def __init__(self, features: Features, scoring: Scoring = SCORING, channel: Channel = CHANNEL) -> None:
+        super().__init__(features, channel)
+        self.scoring = scoring
+
+    def _profile(self, audio: np.ndarray, active: np.ndarray) -> np.ndarray:
+        return band_means(self._pyramid(audio, active), self.scoring.bands).numpy()
+
+    def _fit(self, clips: list[Clip], seed: int) -> None:
+        self.model = Typicality.fit(np.stack(list(side_by_side(lambda clip: self._profile(*clip), clips))))
 
     def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> float:
-        return self._distance(self.scaler.transform(spectrogram_statistics(audio, active, self.channel)[None]))
-
-    def _distance(self, statistics: np.ndarray) -> float:
-        return -self.model.decision_function(statistics)[0]
+        pooling = self.scoring.pooling if self.scoring.pooling in PROFILE_SCORES else "one_sided"
+        return float(self.model.score(pooling, self._profile(audio, active)[None])[0])
 
 
-class SpectrogramMahalanobis(SpectrogramSvm):
-    """Mahalanobis distance (Ledoit-Wolf covariance) of the same statistics: a discrepancy profile without a network."""
+class TeacherProbability(TeacherBaseline):
+    """The teacher's own probability of damage, neither student nor typicality: the mean over levels, kinds, rows and
+    active frames of the sigmoid of its logits. `features(audio)` gives these, [(1, kind, frequency, frame)]."""
 
-    estimator, options = LedoitWolf, {}
+    def _fit(self, clips: list[Clip], seed: int) -> None:
+        """Nothing to fit."""
 
-    def _distance(self, statistics: np.ndarray) -> float:
-        return np.sqrt(self.model.mahalanobis(statistics)[0])
+    def _anomaly(self, audio: np.ndarray, active: np.ndarray) -> float:
+        return float(torch.stack([logits.sigmoid().mean() for logits in self._pyramid(audio, active)]).mean())
 
 
+def teacher_views(study: Study, experiment: str) -> dict[str, Features]:
+    """What baselines are given of an experiment's teacher: its features and, where it was trained to name damage, the
+    readings of its linear readers and the logits that it was trained with."""
+    settings, teacher = study.settings, study.teacher(experiment)[0]
+    fast, readers = folded(teacher), getattr(teacher, "readers", [])
+
+    def planes(audio: np.ndarray) -> torch.Tensor:
+        picture = image(torch.from_numpy(audio)[None], settings.view, settings.channel)
+        return picture.contiguous(memory_format=torch.channels_last)
+
+    def readings(audio: np.ndarray) -> list[torch.Tensor]:
+        return [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, fast(planes(audio)))]
+
+    views = {"features": lambda audio: fast(planes(audio))}
+    if len(readers):
+        network, folder = settings.network, study.checkpoint(experiment, student=False)
+        sizes = channel_count(settings.view.channels), network.teacher_width, network.levels, network.stem
+        best = json.loads((folder / "checkpoint.json").read_text())["files"]["best"]
+        namer = PerturbationTeacher(*sizes)
+        namer.load_state_dict(load_file(_sound(folder, best)))
+        freeze(namer)
+        views |= {"readings": readings, "logits": lambda audio: namer(planes(audio))}
+    return views

@@ -1,37 +1,44 @@
-"""How well scores separate bona fide from spoof speech, and how sure we may be of it.
+"""Owns how well scores separate bona fide from spoof speech, and how sure we may be of it.
 
-Convention everywhere: score up = bona fide; rates are fractions in [0, 1], never per cent. Scores are finite,
-one-dimensional and in no unit, save that `act_dcf` and `cllr` read them as log-likelihood ratios in nats.
-Needs numpy (`clopper_pearson` also scipy). `MetricError`: an empty class, NaN or Inf, not one-dimensional.
+Scores go up for bona fide, anomalies for fakes; rates are fractions in [0, 1]. `act_dcf` and `cllr` read scores as
+log-likelihood ratios in nats. MetricError: an empty class, NaN or Inf, not one-dimensional.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm, rankdata, t
+
+MOST_FLIPPED = 16  # clusters of which all sign flips are made (65,536 of them)
 
 
 class MetricError(ValueError):
     """Scores, rates or clusters from which no honest number can be computed."""
 
 
-class OperatingPoint(NamedTuple):
-    """A threshold fixed on held-out real speech, and what it does to a test. Flagged: score < threshold."""
-    threshold: float
-    held_out_rate: float  # share of held-out real clips flagged, never above the stated rate
-    false_alarm_rate: float  # share of real test clips flagged (the FRR in the words of ASVspoof)
-    detection_rate: float  # share of spoof clips flagged
-    resolved: bool  # False: fewer held-out clips than 1 / stated rate, so the threshold is only their minimum
+class Interval(NamedTuple):
+    """An estimate with the limits of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
 
 
-class PairedDifference(NamedTuple):
-    """Statistic of system A minus that of system B on the same trials, interval and two-sided p-value."""
+class Paired(NamedTuple):
+    """Mean of one difference a cluster, its t interval, and what two tests say of "no difference"."""
+
     difference: float
     low: float
     high: float
-    p_value: float
+    agree: int  # clusters whose difference has the sign of the mean
+    clusters: int
+    p_flips: float  # exact: share of all 2^k sign flips whose mean is as far from 0; NaN above MOST_FLIPPED clusters
+    p_t: float  # t test
 
 
 def _require(holds: bool, expected: str, found: object, remedy: str) -> None:
@@ -62,11 +69,10 @@ def _fraction(value: float, name: str) -> float:
 
 
 def detection_curve(bonafide, spoof) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """False rejection rate, false acceptance rate, threshold: each (bonafide + spoof + 1,), for DET plots.
+    """False rejection rate, false acceptance rate, threshold: each (bonafide + spoof + 1,), as ASVspoof has them.
 
-    Point i rejects the i lowest scores, bona fide first among equal ones (ties are not collapsed); point 0
-    rejects none, at the lowest - 0.001. Source: ASVspoof. Raises MetricError, also on constant scores.
-    """
+    Point i rejects the i lowest scores, bona fide first among equal ones (ties are not collapsed); point 0 rejects
+    none, at the lowest - 0.001. Raises MetricError, also on constant scores."""
     bonafide, spoof = _both(bonafide, spoof)
     scores = np.concatenate([bonafide, spoof])
     _require(scores.min() < scores.max(), "at least two different scores", f"{scores.size} x {scores[0]:g}",
@@ -81,23 +87,23 @@ def detection_curve(bonafide, spoof) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def equal_error_rate(bonafide, spoof) -> tuple[float, float]:
     """EER in [0, 1] and its threshold (rejected: score at or below it), exactly as ASVspoof computes it.
 
-    The mean of FRR and FAR at the first point of `detection_curve` where they are nearest, not interpolated:
-    below about 200 clips it moves in visible steps. Above 0.5 suspect inverted scores. Raises MetricError.
-    """
+    The mean of FRR and FAR at the first point of `detection_curve` where they are nearest, not interpolated: below
+    about 200 clips it moves in visible steps. Above 0.5 suspect inverted scores. Raises MetricError."""
     frr, far, thresholds = detection_curve(bonafide, spoof)
     nearest = np.argmin(np.abs(frr - far))
     return float((frr[nearest] + far[nearest]) / 2), float(thresholds[nearest])
 
 
-def area_under_curve(bonafide, spoof) -> float:
-    """Probability that a bona fide clip outscores a spoof clip, ties counting 1/2 (Mann-Whitney U / nm).
+def _placed(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Twice the number of `others` below each score, ties counting 1/2."""
+    others = np.sort(others)
+    return np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")
 
-    By ranks, O(n log n). Constant scores give 0.5. Raises MetricError on an empty class, NaN or Inf.
-    """
+
+def area_under_curve(bonafide, spoof) -> float:
+    """Probability that a bona fide clip outscores a spoof clip, ties counting 1/2 (Mann-Whitney U / nm)."""
     bonafide, spoof = _both(bonafide, spoof)
-    spoof = np.sort(spoof)
-    below, not_above = (np.searchsorted(spoof, bonafide, side).sum() for side in ("left", "right"))
-    return float((below + not_above) / (2 * bonafide.size * spoof.size))
+    return float(_placed(bonafide, spoof).sum() / (2 * bonafide.size * spoof.size))
 
 
 def _cost_weights(p_spoof: float, c_miss: float, c_fa: float) -> np.ndarray:
@@ -107,11 +113,9 @@ def _cost_weights(p_spoof: float, c_miss: float, c_fa: float) -> np.ndarray:
 
 
 def min_dcf(bonafide, spoof, p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0) -> float:
-    """Detection cost in [0, 1] at the best threshold: 1 is the better of "accept all" and "reject all".
+    """Detection cost in [0, 1] at the best threshold of this test: 1 is the better of "accept all" and "reject all".
 
-    min over t of (c_miss (1 - p) FRR(t) + c_fa p FAR(t)) / min(c_miss (1 - p), c_fa p), as in ASVspoof 5.
-    The threshold is chosen on the test set: a bound, not an operating point. Raises MetricError.
-    """
+    min over t of (c_miss (1 - p) FRR(t) + c_fa p FAR(t)) / min(c_miss (1 - p), c_fa p), as in ASVspoof 5."""
     miss, false = _cost_weights(p_spoof, c_miss, c_fa)
     frr, far, _ = detection_curve(bonafide, spoof)
     return float(np.min(miss * frr + false * far))
@@ -120,8 +124,7 @@ def min_dcf(bonafide, spoof, p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: f
 def act_dcf(bonafide, spoof, p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0) -> float:
     """Detection cost, as `min_dcf`, at the Bayes threshold -ln(c_miss (1 - p) / (c_fa p)), here -0.6419.
 
-    Needs calibrated log-likelihood ratios, and calibrating takes spoof scores: no longer "real speech only".
-    """
+    Needs calibrated log-likelihood ratios, and calibrating takes spoof scores: no longer "real speech only"."""
     (bonafide, spoof), (miss, false) = _both(bonafide, spoof), _cost_weights(p_spoof, c_miss, c_fa)
     threshold = -np.log(miss / false)
     return float(miss * np.mean(bonafide < threshold) + false * np.mean(spoof >= threshold))
@@ -130,95 +133,26 @@ def act_dcf(bonafide, spoof, p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: f
 def cllr(bonafide, spoof) -> float:
     """Cost of log-likelihood ratios in bits: 0 perfect, 1 says nothing, more misleads. Never overflows.
 
-    (mean log2(1 + e^-bonafide) + mean log2(1 + e^spoof)) / 2, Bruemmer & du Preez 2006. Raises MetricError.
-    """
+    (mean log2(1 + e^-bonafide) + mean log2(1 + e^spoof)) / 2, Bruemmer & du Preez 2006. Raises MetricError."""
     bonafide, spoof = _both(bonafide, spoof)
     return float((np.logaddexp(0, -bonafide).mean() + np.logaddexp(0, spoof).mean()) / (2 * np.log(2)))
 
 
-def operating_point(held_out_bonafide, test_bonafide, spoof, frr: float = 0.05) -> OperatingPoint:
-    """What a threshold that flags at most `frr` (0.01, 0.05) of held-out real speech does to the test clips.
+def conformal(calibration, anomaly) -> np.ndarray | float:
+    """p-value in (0, 1] of "drawn like the calibration speech" for each anomaly (up = fake); small = fake.
 
-    Threshold: the held-out score with floor(frr x held-out clips) before it in rising order. Or MetricError.
-    """
-    held_out, (real, spoof) = _vector(held_out_bonafide, "held-out scores"), _both(test_bonafide, spoof)
-    allowed = int(_fraction(frr, "frr") * held_out.size + 1e-9)
-    threshold = float(np.sort(held_out)[allowed])
-    rates = (float(np.mean(scores < threshold)) for scores in (held_out, real, spoof))
-    return OperatingPoint(threshold, *rates, resolved=allowed > 0)
-
-
-def conformal_p_values(calibration, scores) -> np.ndarray:
-    """p-value in (0, 1] of "drawn like the calibration speech" for each score, shape (scores,); small = fake.
-
-    (1 + number of calibration scores <= score) / (calibration clips + 1), on real clips that neither
-    training nor scaling saw. Source: Bates et al. 2023. Raises MetricError.
-    """
-    calibration = np.sort(_vector(calibration, "calibration scores"))
-    not_above = np.searchsorted(calibration, _vector(scores, "scores"), "right")
-    return (1 + not_above) / (calibration.size + 1)
+    (1 + number of calibration anomalies >= anomaly) / (calibration clips + 1), on real clips that neither
+    training nor scaling saw. Source: Bates et al. 2023. One number for a number. Raises MetricError."""
+    calibration = np.sort(_vector(calibration, "calibration anomalies"))
+    below = np.searchsorted(calibration, np.asarray(anomaly, dtype=np.float64), "left")
+    p_values = (1 + calibration.size - below) / (calibration.size + 1)
+    return float(p_values) if np.ndim(anomaly) == 0 else p_values
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact interval (low, high) of the rate behind `k` events in `n` independent trials, or MetricError."""
-    from scipy.stats import beta
     _require(0 <= k <= n > 0 == k % 1 == n % 1, "whole numbers 0 <= k <= n, n > 0", (k, n), "Count again.")
-    tail = (1 - _fraction(level, "level")) / 2
-    low = beta.ppf(tail, k, n - k + 1) if k else 0.0
-    return float(low), float(beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0)
-
-
-def _resampled(statistic: Callable, clusters: tuple, sizes: tuple, resamples: int, seed: int) -> np.ndarray:
-    """statistic(bonafide indices, spoof indices) of each resample of whole clusters with both classes."""
-    names, found = [np.asarray([*map(str, each)]) for each in clusters], tuple(len(each) for each in clusters)
-    _require(found == sizes, f"a cluster name for each of {sizes} scores", found, "Use one table for both.")
-    _require(resamples >= 1, "at least 1 resample", resamples, "Use 1000 for a report.")
-    unique, member = np.unique(np.concatenate(names), return_inverse=True)
-    _require(unique.size > 1, "at least 2 clusters", unique.tolist(),
-             "One speaker shows no spread between speakers: cluster by parent clip, or add speakers.")
-    generator, trials, values = np.random.default_rng(seed), [np.arange(size) for size in sizes], []
-    for _ in range(resamples):
-        times = np.bincount(generator.integers(unique.size, size=unique.size), minlength=unique.size)[member]
-        picked = np.repeat(trials[0], times[:sizes[0]]), np.repeat(trials[1], times[sizes[0]:])
-        if picked[0].size and picked[1].size:
-            with suppress(MetricError):  # for example all scores of a resample equal
-                values.append(statistic(*picked))
-    _require(2 * len(values) >= resamples, "a statistic for most resamples", f"{len(values)} of {resamples} "
-             f"over {unique.size} clusters", "Most lack a class: add speakers or cluster by parent clip.")
-    return _vector(values, "bootstrap values, one number a resample")
-
-
-def clustered_bootstrap(statistic: Callable, bonafide, spoof, bonafide_clusters, spoof_clusters,
-                        resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval (low, high) of statistic(bonafide, spoof), resampling whole clusters.
-
-    A cluster is what clips share (speaker, or parent clip), one name a score; the union of names is drawn
-    from, so real clips and their copy-synthesis under one name stay together. Resamples without both classes
-    are left out; MetricError where they are the majority, or below 2 clusters. Bengio & Mariethoz 2004.
-    """
-    (bonafide, spoof), tail = _both(bonafide, spoof), (1 - _fraction(level, "level")) / 2
-    values = _resampled(lambda real, fake: statistic(bonafide[real], spoof[fake]),
-                        (bonafide_clusters, spoof_clusters), (bonafide.size, spoof.size), resamples, seed)
-    return tuple(np.quantile(values, [tail, 1 - tail]).tolist())
-
-
-def paired_difference(bonafide_a, spoof_a, bonafide_b, spoof_b, bonafide_clusters, spoof_clusters,
-                      resamples: int = 1000, level: float = 0.95, seed: int = 0,
-                      statistic: Callable = area_under_curve) -> PairedDifference:
-    """Clustered bootstrap of the AUC (or `statistic`) of A minus that of B: same trials in the same order.
-
-    p = 2 min(share of differences <= 0, share >= 0), share = (count + 1) / (resamples + 1). Or MetricError.
-    """
-    (real_a, fake_a), (real_b, fake_b) = _both(bonafide_a, spoof_a), _both(bonafide_b, spoof_b)
-    sizes, tail = (real_a.size, fake_a.size), (1 - _fraction(level, "level")) / 2
-    _require(sizes == (real_b.size, fake_b.size), f"the same trials for A and B, {sizes}",
-             (real_b.size, fake_b.size), "Join the two score files by clip id first.")
-    values = _resampled(lambda r, f: statistic(real_a[r], fake_a[f]) - statistic(real_b[r], fake_b[f]),
-                        (bonafide_clusters, spoof_clusters), sizes, resamples, seed)
-    p_value = 2 * (min(np.sum(values <= 0), np.sum(values >= 0)) + 1) / (values.size + 1)
-    difference = statistic(real_a, fake_a) - statistic(real_b, fake_b)
-    low, high = np.quantile(values, [tail, 1 - tail]).tolist()
-    return PairedDifference(difference, low, high, float(min(1.0, p_value)))
+    return tuple(map(float, binomtest(int(k), int(n)).proportion_ci(_fraction(level, "level"), method="exact")))
 
 
 def holm(p_values) -> np.ndarray:
@@ -230,6 +164,136 @@ def holm(p_values) -> np.ndarray:
     return np.minimum(stepped, 1.0)[np.argsort(order)]
 
 
-def conformal(calibration: np.ndarray, anomaly: float) -> float:
-    """Share of calibration clips at least as anomalous, (1 + count) / (n + 1)."""
-    return float((1 + (calibration >= anomaly).sum()) / (len(calibration) + 1))
+def auc_influence(bonafide, spoof) -> tuple[float, np.ndarray, np.ndarray]:
+    """AUC and what each bona fide (m,) and spoof clip (n,) adds to it: its share of pairs in the right order less the
+    AUC, over the clips of its class (DeLong et al. 1988). Either sums to 0; `cluster_variance` takes them."""
+    bonafide, spoof = _both(bonafide, spoof)
+    auc = area_under_curve(bonafide, spoof)
+    real, fake = _placed(bonafide, spoof) / (2 * spoof.size), 1 - _placed(spoof, bonafide) / (2 * bonafide.size)
+    return auc, (real - auc) / real.size, (fake - auc) / fake.size
+
+
+def _clusters(bonafide_clusters, spoof_clusters, sizes: tuple[int, int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Number of each clip's cluster, bona fide first, and the strata: clusters with bona fide clips, those without."""
+    names = [np.asarray([*map(str, each)]) for each in (bonafide_clusters, spoof_clusters)]
+    counts = tuple(each.size for each in names)
+    _require(counts == sizes, f"a cluster name for each of {sizes} scores", counts, "Use one table for both.")
+    unique, member = np.unique(np.concatenate(names), return_inverse=True)
+    real = np.isin(unique, names[0])
+    strata = [np.flatnonzero(mask) for mask in (real, ~real) if mask.any()]
+    _require(max(map(len, strata)) > 1, "at least 2 clusters", unique.tolist(),
+             "One speaker shows no spread between speakers: cluster by parent clip, or add speakers.")
+    return member, strata
+
+
+def cluster_variance(real, spoof, bonafide_clusters, spoof_clusters) -> tuple[float, float]:
+    """Variance of a sum of influences (of one AUC, or means and differences of several) whose clips share clusters, and
+    its degrees of freedom (Satterthwaite's): the sum over strata of k / (k - 1) times the squared deviations of the k
+    cluster totals. Of one AUC this is Obuchowski's estimate (Biometrics 1997). Strata are those of `_clusters`."""
+    member, strata = _clusters(bonafide_clusters, spoof_clusters, (len(real), len(spoof)))
+    totals = np.bincount(member, np.concatenate([real, spoof]))
+    parts = [(np.var(totals[each]) * each.size**2 / (each.size - 1), each.size - 1) for each in strata if each.size > 1]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / k for part, k in parts) if variance > 0 else min(k for _, k in parts)
+    return float(variance), float(freedom)
+
+
+def effective_clips(scores, clusters) -> float:
+    """How many independent clips say as much as these clustered ones: n / (1 + (m - 1) rho) with m the mean size of a
+    clip's cluster, rho the share of the variance of ranks that lies between clusters (Kish 1965)."""
+    ranks, names = rankdata(scores), np.asarray([*map(str, clusters)])
+    _, member, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    if sizes.size in (1, ranks.size):
+        return float(sizes.size)
+    within = np.sum((ranks - (np.bincount(member, ranks) / sizes)[member]) ** 2) / (ranks.size - sizes.size)
+    rho = np.clip(1 - within / max(ranks.var(ddof=1), 1e-12), 0, 1)
+    return float(ranks.size / (1 + (np.sum(sizes**2) / ranks.size - 1) * rho))
+
+
+def auc_interval(auc: float, variance: float, freedom: float, pairs: float, level: float = 0.95) -> Interval:
+    """Interval of an AUC (or mean of AUCs) on the logit scale with a t quantile, so that it stays within [0, 1].
+
+    Where less than half of one of `pairs` independent pairs (`effective_clips` of the smaller class) is out of order,
+    data show no variance: there the exact bound for no event in so many trials, tail^(1 / pairs) (Clopper-Pearson)."""
+    tail = (1 - _fraction(level, "level")) / 2
+    if min(auc, 1 - auc) * pairs < 0.5:
+        bound = tail ** (1 / pairs)
+        return Interval(auc, bound, 1.0) if auc > 0.5 else Interval(auc, 0.0, 1 - bound)
+    half = t.ppf(1 - tail, freedom) * np.sqrt(variance) / (auc * (1 - auc))
+    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
+
+
+def clustered_bootstrap(statistic: Callable, bonafide_clusters, spoof_clusters, resamples: int = 1000,
+                        level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval (low, high) of statistic(bonafide indices, spoof indices) over resampled clusters, strata
+    (`_clusters`) each by itself, so that no class is missing.
+
+    A cluster is what clips share (speaker, or parent clip): real clips and their copies under one name stay together.
+    Quantiles lie further out the fewer clusters there are, at Phi(-sqrt(k / (k - 1)) t) for t of k - 1 (Hesterberg
+    2015). MetricError below 2 clusters or where most resamples have no value.
+    """
+    _require(resamples >= 1, "at least 1 resample", resamples, "Use 1000 for a report.")
+    sizes, tail = (len(bonafide_clusters), len(spoof_clusters)), (1 - _fraction(level, "level")) / 2
+    member, strata = _clusters(bonafide_clusters, spoof_clusters, sizes)
+    generator, trials, values = np.random.default_rng(seed), [np.arange(size) for size in sizes], []
+    for _ in range(resamples):
+        drawn = np.concatenate([each[generator.integers(each.size, size=each.size)] for each in strata])
+        times = np.split(np.bincount(drawn, minlength=member.max() + 1)[member], [sizes[0]])
+        with suppress(MetricError):  # for example all scores of a resample equal
+            values.append(statistic(*map(np.repeat, trials, times)))
+    _require(2 * len(values) >= resamples, "a statistic for most resamples", f"{len(values)} of {resamples}",
+             "Most lack it: add speakers or cluster by parent clip.")
+    k = min(each.size for each in strata if each.size > 1)
+    tail = norm.cdf(-np.sqrt(k / (k - 1)) * t.ppf(1 - tail, k - 1))
+    return tuple(np.quantile(_vector(values, "bootstrap values, one number a resample"), [tail, 1 - tail]).tolist())
+
+
+def paired(differences, level: float = 0.95) -> Paired:
+    """What paired differences (cluster,), one for each voice, say of their mean. MetricError below 2.
+
+    Exact sign flips assume symmetry under "no difference" alone (Fisher 1935); of k clusters their least p-value is
+    2 / 2^k."""
+    values, tail = _vector(differences, "differences"), (1 - _fraction(level, "level")) / 2
+    k, mean = values.size, float(values.mean())
+    _require(k > 1, "at least 2 clusters", k, "One voice shows no spread between voices.")
+    error = values.std(ddof=1) / np.sqrt(k)
+    half = t.ppf(1 - tail, k - 1) * error
+    p_t = 2 * t.sf(abs(mean) / error, k - 1) if error > 0 else float(mean == 0)
+    flips = np.array([*product((1, -1), repeat=k)]) if k <= MOST_FLIPPED else np.empty((0, k))
+    p_flips = np.mean(np.abs(flips @ values / k) >= abs(mean) - 1e-12) if len(flips) else np.nan
+    agree = int((np.sign(values) == np.sign(mean)).sum())
+    return Paired(mean, mean - half, mean + half, agree, k, float(p_flips), float(p_t))
+
+
+def equivalence(differences, margin: float) -> tuple[Interval, float]:
+    """Mean of paired differences (cluster,) with its 90 % interval, and the p-value of "it lies outside +-margin" by
+    two one-sided t tests (Schuirmann 1987). Where p <= 0.05 the interval lies inside: the difference is none."""
+    values = _vector(differences, "differences")
+    _require(values.size > 1 and margin > 0, "2 differences and a margin above 0", (values.size, margin), "Add clips.")
+    mean, freedom = float(values.mean()), values.size - 1
+    error = max(values.std(ddof=1) / np.sqrt(values.size), 1e-300)
+    half = t.ppf(0.95, freedom) * error
+    p_value = max(t.sf((margin + mean) / error, freedom), t.sf((margin - mean) / error, freedom))
+    return Interval(mean, mean - half, mean + half), float(p_value)
+
+
+def coverage(sizes: Iterable[int], auc: float = 0.75, rho: float = 0.4, shared: float = 0.5, trials: int = 400,
+             seed: int = 0, level: float = 0.95) -> float:
+    """Share of simulated tests whose `auc_interval` holds the true AUC, with voices of as many clips as `sizes` says.
+
+    Clips are normal; a share `rho` of their variance is the voice's, whose real and fake means correlate by `shared`;
+    `auc` is that of clips of different voices, and the truth counts the pairs within a voice as well."""
+    sizes, generator, hits = np.asarray(list(sizes)), np.random.default_rng(seed), 0
+    voices, shift = np.repeat(np.arange(sizes.size), sizes), np.sqrt(2) * norm.ppf(_fraction(auc, "auc"))
+    inside = np.sum(sizes**2) / np.sum(sizes) ** 2
+    truth = (1 - inside) * auc + inside * norm.cdf(shift / np.sqrt(2 - 2 * rho * shared))
+    for _ in range(trials):
+        own, other, common = np.sqrt(rho) * generator.standard_normal((3, sizes.size))
+        means = np.sqrt(1 - shared) * np.array([own, other]) + np.sqrt(shared) * common
+        noise = np.sqrt(1 - rho) * generator.standard_normal((2, voices.size))
+        real, fake = means[:, voices] + noise + [[shift], [0]]
+        value, *influence = auc_influence(real, fake)
+        pairs = min(effective_clips(scores, voices) for scores in (real, fake))
+        _, low, high = auc_interval(value, *cluster_variance(*influence, voices, voices), pairs, level)
+        hits += low <= truth <= high
+    return float(hits / trials)

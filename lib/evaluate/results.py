@@ -1,146 +1,271 @@
-"""Owns results: a row a generator, a row a baseline, a score file whole."""
+"""Owns results: tables that are made of score frames (lib.data.scorefiles) alone, and a score file of the field, whole.
+Nothing here needs audio or torch, so that `recheck` can rebuild the tables of a run from its scores."""
 
 from __future__ import annotations
 
-import importlib
+import io
 import math
 import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from scipy.stats import norm
+from scipy.stats import t
 
-from lib.data.scorefiles import FEW_TRIALS, LABELS, ScoreFileError, _refuse, _refuse_some, read_key, read_scores
+from lib.data import scorefiles
+from lib.data.scorefiles import LABELS, OURS, ScoreFileError, clusters, parts_of, read_labelled
 from lib.evaluate import metrics
-from lib.evaluate.baselines import Baseline
-from lib.evaluate.metrics import detection_curve, equal_error_rate
+from lib.evaluate.metrics import Interval
 from lib.paths import atomic
 
 
-def clusters(table: pd.DataFrame, experiment: str) -> np.ndarray:
-    """Cluster of each clip for the bootstrap: the speaker, or with one speaker the real clip that pairs share."""
-    parents = np.where(table.parent == "", table.clip_id, table.parent)
-    return parents if experiment == "single" else np.asarray(table.speaker)
+def _sides(frame: pd.DataFrame) -> list[tuple[pd.DataFrame, np.ndarray]]:
+    """Real clips and fakes of one system, experiment and split: each a row a clip, and anomalies (clip, seed)."""
+    wide = frame.pivot(index="clip_id", columns="seed", values="anomaly").dropna()
+    rows = frame.drop_duplicates("clip_id").set_index("clip_id").loc[wide.index].reset_index()
+    real = (rows.role == "bonafide").to_numpy()
+    return [(rows[mask].reset_index(drop=True), wide.to_numpy()[mask]) for mask in (real, ~real)]
 
 
-def per_generator(scores: pd.DataFrame, experiment: str, resamples: int, split: str = "test", seed: int = 0,
+def _influence(real: np.ndarray, fake: np.ndarray, generator: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean AUC over generators for each seed, and what each clip adds to their mean (lib.evaluate.metrics)."""
+    names, seeds = np.unique(generator), real.shape[1]
+    values, on_real, on_fake = np.zeros(seeds), np.zeros(len(real)), np.zeros(len(fake))
+    for number in range(seeds):
+        for mask in (generator == name for name in names):
+            auc, *parts = metrics.auc_influence(-real[:, number], -fake[mask, number])
+            values[number] += auc / len(names)
+            on_real += parts[0] / len(names) / seeds
+            on_fake[mask] += parts[1] / len(names) / seeds
+    return values, on_real, on_fake
+
+
+def _with_seeds(variance: float, freedom: float, values: np.ndarray) -> tuple[float, float]:
+    """Variance over clusters and over seeds of a mean over seeds (seed,), with Satterthwaite's degrees of freedom."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return variance, freedom
+    own = values.var(ddof=1) / len(values)
+    return variance + own, (variance + own) ** 2 / (variance**2 / freedom + own**2 / (len(values) - 1))
+
+
+def mean_auc(frame: pd.DataFrame) -> Interval:
+    """Mean AUC over generators and seeds of one system and split, with a 95 % interval over `clusters` and seeds."""
+    (real, of_real), (fake, of_fake) = _sides(frame)
+    values, *parts = _influence(of_real, of_fake, fake.generator.to_numpy())
+    spread = metrics.cluster_variance(*parts, clusters(real), clusters(fake))
+    sizes = [metrics.effective_clips(of_real.mean(1), clusters(real))]
+    for _, group in fake.groupby("generator"):
+        sizes.append(metrics.effective_clips(of_fake[group.index].mean(1), clusters(group)))
+    return metrics.auc_interval(float(values.mean()), *_with_seeds(*spread, values), min(sizes))
+
+
+def mean_eer(frame: pd.DataFrame, resamples: int = 0, seed: int = 0) -> Interval:
+    """The same of the EER, by a bootstrap of clusters and seeds; without resamples there is no interval (NaN)."""
+    (real, of_real), (fake, of_fake) = _sides(frame)
+    generator, seeds = np.unique(fake.generator, return_inverse=True)[1], of_real.shape[1]
+    random = np.random.default_rng(seed)
+
+    def eer(picked: np.ndarray, chosen: np.ndarray, columns: np.ndarray) -> float:
+        groups = [chosen[generator[chosen] == number] for number in range(generator.max() + 1)]
+        return float(np.mean([metrics.equal_error_rate(-of_real[picked, column], -of_fake[group, column])[0]
+                              for column in columns for group in groups]))
+
+    value = eer(np.arange(len(real)), np.arange(len(fake)), np.arange(seeds))
+    if not resamples:
+        return Interval(value, math.nan, math.nan)
+    low, high = metrics.clustered_bootstrap(lambda *picked: eer(*picked, random.integers(seeds, size=seeds)),
+                                            clusters(real), clusters(fake), resamples, seed=seed)
+    # A bootstrap of a perfect sample has no width: there, the exact bound for no error.
+    bound = 1 - 0.025 ** (1 / metrics.effective_clips(of_real.mean(1), clusters(real)))
+    return Interval(value, low, high if value else max(high, bound))
+
+
+def within_voices(frame: pd.DataFrame) -> pd.Series:
+    """Mean AUC over generators and seeds of each voice's real clips against its own copies; without any, all fakes."""
+    ((real, of_real), (fake, of_fake)), values = _sides(frame), {}
+    for voice, group in real.groupby("speaker"):
+        own = (fake.speaker == voice).to_numpy()
+        own = own if own.any() else np.ones(len(fake), dtype=bool)
+        values[voice] = _influence(of_real[group.index], of_fake[own], fake.generator.to_numpy()[own])[0].mean()
+    return pd.Series(values, name="auc")
+
+
+def _by_generator(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for name in frame.generator[frame.role != "bonafide"].unique():
+        yield name, frame[(frame.role == "bonafide") | (frame.generator == name)]
+
+
+def _rates(part: pd.DataFrame, resamples: int) -> dict[str, float]:
+    names = "auc", "auc_low", "auc_high", "eer", "eer_low", "eer_high"
+    return dict(zip(names, [*mean_auc(part), *mean_eer(part, resamples)]))
+
+
+def summary(frame: pd.DataFrame, resamples: int = 0) -> pd.DataFrame:
+    """A row a system, experiment and family (`parts_of`) of the test: AUC and EER, means over generators and seeds with
+    intervals (of the EER where there are resamples), the least AUC of a generator, and the mean AUC within voices."""
+    rows, names = [], ["system", "kind", "experiment"]
+    for keys, group in frame[frame.split == "test"].groupby(names, sort=False):
+        for name, part in parts_of(group):
+            least, voices = min(mean_auc(each).value for _, each in _by_generator(part)), within_voices(part)
+            within = metrics.paired(voices) if len(voices) > 1 else [math.nan] * 3
+            within = within if np.ptp(voices) or len(voices) < 2 else metrics.auc_interval(within[0], 0, 1, len(voices))
+            row = dict(zip(names, keys)) | {"fakes": name, "seeds": part.seed.nunique()} | _rates(part, resamples)
+            rows.append(row | {"lowest": least, "within voices": within[0], "within_low": np.clip(within[1], 0, 1),
+                               "within_high": np.clip(within[2], 0, 1)})
+    return pd.DataFrame(rows)
+
+
+def per_generator(scores: pd.DataFrame, experiment: str, resamples: int = 0, split: str = "test", seed: int = 0,
                   intervals: bool = True) -> pd.DataFrame:
-    """One row a generator and control: AUC and EER (fake = positive) with 95 % clustered bootstrap intervals.
+    """A row a generator and control: AUC and EER with 95 % intervals (of the EER where there are resamples).
 
-    split "test": test fakes against the bona fide test clips; "development": development fakes against the development clips.
-    """
-    fakes = scores[(scores[experiment] == split) & (scores.role != "bonafide")]
-    real = scores[(scores.role == "bonafide") & (scores[experiment] == ("test" if split == "test" else "validation"))]
-    rows = []
-    for (role, family, name), group in fakes.groupby(["role", "family", "generator"], sort=False):
-        b, s = real.score.to_numpy(), group.score.to_numpy()
-        row = {"experiment": experiment, "kind": role, "family": family, "generator": name, "clips": len(group),
-               "auc": metrics.area_under_curve(b, s), "eer": metrics.equal_error_rate(b, s)[0]}
-        if intervals:
-            given = (b, s, clusters(real, experiment), clusters(group, experiment), resamples)
-            row["auc_low"], row["auc_high"] = metrics.clustered_bootstrap(metrics.area_under_curve, *given, seed=seed)
-            row["eer_low"], row["eer_high"] = metrics.clustered_bootstrap(
-                lambda one, two: metrics.equal_error_rate(one, two)[0], *given, seed=seed)
-        rows.append(row)
-    order = {"copysynth": 0, "tts": 1, "spoof": 2, "control": 3}
-    return pd.DataFrame(rows).sort_values("kind", key=lambda kind: kind.map(order), kind="stable").reset_index(drop=True)
+    scores: a score frame of one system (means over its seeds), or rows of the clip table with `anomaly`. split "test":
+    test fakes against bona fide test clips; "development": development fakes against the development clips."""
+    frame = scores if "split" in scores else scorefiles.score_frame(scores, experiment)
+    frame, rows = frame[(frame.experiment == experiment) & (frame.split == split)], []
+    for name, part in _by_generator(frame):
+        fakes = part[part.role != "bonafide"]
+        row = {"experiment": experiment, "kind": fakes.role.iloc[0], "family": fakes.family.iloc[0], "generator": name,
+               "clips": fakes.clip_id.nunique()} | _rates(part, resamples if intervals else 0)
+        rows.append(row if intervals else {key: value for key, value in row.items() if "_" not in key})
+    order = [*scorefiles.ROLES, "control"].index
+    return pd.DataFrame(rows).sort_values("kind", key=lambda kinds: kinds.map(order), kind="stable", ignore_index=True)
 
 
 def summary_row(table: pd.DataFrame) -> dict[str, float]:
-    """Means over generators: copy-synthesis (the headline), text to speech, all fakes, lowest; and the resample control."""
-    fakes = table[table.kind != "control"]
-    mean = lambda rows: float(rows.auc.mean()) if len(rows) else float("nan")  # noqa: E731
-    control = table[table.generator == "control_resample"].auc
-    return {"copysynth": mean(table[table.kind == "copysynth"]), "tts": mean(table[table.kind == "tts"]), "all": mean(fakes),
-            "lowest": float(fakes.auc.min()), "control": float(control.iloc[0]) if len(control) else float("nan")}
+    """Means over a table of generators: copy-synthesis, text to speech, all fakes, lowest; and the resample control."""
+    fakes, control = table[table.kind != "control"], table[table.generator == "control_resample"]
+    kinds = {"copysynth": fakes[fakes.kind == "copysynth"], "tts": fakes[fakes.kind == "tts"], "all": fakes}
+    return {name: float(rows.auc.mean()) for name, rows in kinds.items()} | {
+        "lowest": float(fakes.auc.min()), "control": float(control.auc.mean())}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A baseline of the registry: `factory()` makes a new one, `factory(pyramid)` where it needs a teacher's."""
-
-    title: str
-    kind: str  # trivial, one-class (fit on bona fide clips), ablation (of the study's own) or supervised (fit on spoof clips too)
-    name: str  # module:class, imported when first needed
-    needs_teacher: str = ""  # "features" or "readings": which pyramid of the teacher the factory is given
-
-    def factory(self, *arguments: object, **options: object) -> Baseline:
-        module, _, name = self.name.partition(":")
-        return getattr(importlib.import_module(module), name)(*arguments, **options)
+def per_voice(frame: pd.DataFrame, experiment: str = "multi") -> pd.DataFrame:
+    """One row a test voice: where it is from, its real clips, and its own copies against them, mean over seeds."""
+    part, rows = frame[(frame.experiment == experiment) & (frame.split == "test")], []
+    part = part[part.role.isin(["bonafide", "copysynth"])]
+    auc = pd.DataFrame({name: within_voices(each) for name, each in _by_generator(part)})
+    for voice, each in part[part.role == "bonafide"].groupby("speaker"):
+        rows.append({"voice": voice, "source": each.source.iloc[0], "bona fide clips": each.clip_id.nunique(),
+                     "mean AUC": auc.loc[voice].mean(), "lowest AUC": auc.loc[voice].min()})
+    return pd.DataFrame(rows)
 
 
-BASELINES = {
-    "trivial_numbers": Entry("Trivial numbers, z-score", "trivial", "lib.evaluate.baselines:TrivialNumbers"),
-    "lfcc_gmm": Entry("LFCC, Gaussian mixture", "one-class", "lib.evaluate.baselines:LfccGmm"),
-    "spectrogram_svm": Entry("Spectrogram one-class SVM", "one-class", "lib.evaluate.baselines:SpectrogramSvm"),
-    "spectrogram_mahalanobis": Entry("Spectrogram Mahalanobis", "one-class", "lib.evaluate.baselines:SpectrogramMahalanobis"),
-    "autoencoder": Entry("Convolutional autoencoder", "one-class", "lib.evaluate.baseline_networks:Autoencoder"),
-    "deep_svdd": Entry("Deep SVDD", "one-class", "lib.evaluate.baseline_networks:DeepSvdd"),
-    "teacher_mahalanobis": Entry("Teacher Gaussian (PaDiM)", "one-class", "lib.evaluate.baseline_networks:TeacherMahalanobis", "features"),
-    "teacher_knn": Entry("Teacher neighbours (PatchCore)", "one-class", "lib.evaluate.baseline_networks:TeacherKnn", "features"),
-    "teacher_readings": Entry("Teacher's readings, no student", "ablation", "lib.evaluate.baseline_networks:TeacherReadings", "readings"),
-    "supervised_resnet": Entry("Supervised ResNet", "supervised", "lib.evaluate.supervised:SupervisedResNet"),
-    "supervised_lcnn": Entry("Supervised LCNN on LFCC", "supervised", "lib.evaluate.supervised:SupervisedLcnn"),
-}
-"""Every baseline by the name it has in tables, simplest first."""
-
-
-def _joined(score_path: Path, key_path: Path | None) -> pd.DataFrame:
-    """clip_id, score, label, attack of exactly the clips of the key, or of its `eval` subset if any."""
-    scores = read_scores(score_path)
-    if key_path is None:
-        _refuse(score_path, [] if "label" in scores else ["expected labels, found none: name the key too"])
-        return scores
-    key = read_key(key_path)
-    wanted = key[key["subset"] == "eval"] if (key["subset"] == "eval").any() else key
-    missing = wanted.loc[~wanted["clip_id"].isin(scores["clip_id"]), "clip_id"].tolist()
-    extra = scores.loc[~scores["clip_id"].isin(key["clip_id"]), "clip_id"].tolist()
-    if missing or extra:
-        raise ScoreFileError(
-            f"{score_path}: expected the {len(wanted)} clips of {key_path}, found {len(missing)} missing "
-            f"{missing[:3]} and {len(extra)} unknown {extra[:3]}. Score every clip of the key and no other; "
-            "compare spelling, file extension and folders of the ids.")
-    table = wanted.merge(scores, on="clip_id", suffixes=("", "_scored"), validate="one_to_one")
-    if "label_scored" in table:
-        differ = table.loc[table["label"] != table["label_scored"], "clip_id"]
-        _refuse_some(score_path, f"the labels of {key_path}", differ, "One of the two is out of date.")
-        table["attack"] = table["attack"].where(table["attack"] != "", table["attack_scored"])
+def paired_table(frame: pd.DataFrame, ours: str = OURS) -> pd.DataFrame:
+    """Ours minus each other system on the same clips, mean over generators and seeds: the difference of AUC with an
+    interval over clusters; with several voices also the mean difference within voices, how many voices agree with its
+    sign, and p by exact sign flips. `p (Holm)` corrects those, and with one voice the t tests over sentences."""
+    rows = []
+    for experiment, group in frame[frame.split == "test"].groupby("experiment", sort=False):
+        for fakes, role in (("all copies", "copysynth"), ("all speech synthesis", "tts")):
+            part = group[group.role.isin(["bonafide", role])]
+            mine = part[part.system == ours]
+            for (system, kind), theirs in part[part.system != ours].groupby(["system", "kind"], sort=False):
+                if (mine.role == role).any():
+                    rows.append({"experiment": experiment, "fakes": fakes, "baseline": system, "kind": kind,
+                                 **_difference(mine, theirs)})
+    table = pd.DataFrame(rows)
+    table["p (Holm)"] = metrics.holm(table["p (sign flips)"].fillna(table["p (t)"]))
     return table
 
 
-def _warnings(bonafide: np.ndarray, spoof: np.ndarray, eer: float) -> list[str]:
-    found = []
-    if eer > 0.5:
-        found.append(f"EER {100 * eer:.1f} %: scores look inverted: higher must mean bona fide")
-    for label, scores in zip(LABELS, (bonafide, spoof), strict=True):
-        if scores.size < FEW_TRIALS:
-            found.append(f"few trials: {scores.size} {label}, each {100 / scores.size:.1f} % of its rate")
-    distinct = np.unique(np.concatenate([bonafide, spoof])).size
-    if distinct < 3:
-        found.append(f"only {distinct} distinct scores: these look like decisions, not scores")
-    return found
+def _difference(mine: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, float]:
+    sides, parts = [_sides(frame) for frame in (mine, theirs)], []
+    for (real, of_real), (fake, of_fake) in sides:
+        parts.append(_influence(of_real, of_fake, fake.generator.to_numpy()))
+        if not real.clip_id.equals(sides[0][0][0].clip_id) or not fake.clip_id.equals(sides[0][1][0].clip_id):
+            raise metrics.MetricError(f"{theirs.system.iloc[0]} scored other clips than {mine.system.iloc[0]}")
+    gap = parts[0][0].mean() - parts[1][0].mean()
+    influence = parts[0][1] - parts[1][1], parts[0][2] - parts[1][2]
+    spread = metrics.cluster_variance(*influence, clusters(real), clusters(fake))
+    if len(parts[0][0]) == len(parts[1][0]):
+        spread = _with_seeds(*spread, parts[0][0] - parts[1][0])
+    error, voices = max(spread[0] ** 0.5, 1e-12), within_voices(mine) - within_voices(theirs)
+    # Where no pair of clips is ordered differently, the exact bound for clusters that were not seen.
+    half = t.ppf(0.975, spread[1]) * error if spread[0] else 1 - 0.025 ** (1 / len(set(clusters(real))))
+    row = {"difference": gap, "low": gap - half, "high": gap + half, "p (t)": 2 * t.sf(abs(gap) / error, spread[1])}
+    test = metrics.paired(voices) if len(voices) > 1 else None
+    return row | {"within voices": test.difference if test else math.nan,
+                  "voices agreeing": f"{test.agree} of {test.clusters}" if test else "",
+                  "p (sign flips)": test.p_flips if test else math.nan}
+
+
+def ensemble(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean anomaly of all seeds as a system of its own."""
+    names = [name for name in frame if name not in ("seed", "anomaly")]
+    return frame.groupby(names, sort=False).anomaly.mean().reset_index().assign(seed=-1)
+
+
+def pooling(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean AUC of each "scaling, pooling" (systems) on development fakes, which choose, and on test fakes."""
+    rows = []
+    for (experiment, system), part in frame.groupby(["experiment", "system"], sort=False):
+        early, test = (summary_row(per_generator(part, experiment, 0, split, intervals=False))
+                       for split in ("development", "test"))
+        rows.append({"experiment": experiment, "scaling": system.split(", ")[0], "pooling": system.split(", ")[1],
+                     "development": early["copysynth"], "development tts": early["tts"],
+                     **{name: test[name] for name in ("copysynth", "tts", "control")}})
+    return pd.DataFrame(rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[pd.DataFrame, int], pd.DataFrame]]] = {
+    "30_per_generator": ("30_scores", lambda frame, resamples: pd.concat(
+        [per_generator(frame[frame.system == OURS], name, resamples) for name in frame.experiment.unique()])),
+    "30_summary": ("30_scores", lambda frame, resamples: summary(frame[frame.system == OURS], resamples)),
+    "30_baselines": ("30_scores", lambda frame, _: summary(frame)),
+    "30_per_voice": ("30_scores", lambda frame, _: per_voice(frame[frame.system == OURS])),
+    "32_pooling": ("32_scores", lambda frame, _: pooling(frame)),
+    "33_seeds": ("30_scores", lambda frame, _: pd.concat(
+        [summary(part).assign(seed=seed) for seed, part in frame[frame.system == OURS].groupby("seed")])),
+    "33_ensemble": ("30_scores", lambda frame, _: summary(ensemble(frame[frame.system == OURS]))),
+    "33_paired": ("30_scores", lambda frame, _: paired_table(frame)),
+}
+"""Tables of a run by name: the score file that each is made of, and how, with so many resamples."""
+
+
+def recheck(scores: Path | str, tables: Path | str, builders: dict = TABLES, resamples: int = 1000
+            ) -> list[tuple[str, float]]:
+    """Rebuild the tables of a run from its score files and hold them against the CSV files in `tables`: each with its
+    largest difference in any number, infinite where rows, columns or words differ or a file lacks."""
+    worst = []
+    for name, (source, build) in builders.items():
+        files = Path(scores) / f"{source}.csv.gz", Path(tables) / f"{name}.csv"
+        worst.append((name, math.inf))
+        if all(path.exists() for path in files):
+            text = build(scorefiles.load_scores(files[0]), resamples).to_csv(index=False, float_format="%.6f")
+            built, kept = pd.read_csv(io.StringIO(text)), pd.read_csv(files[1])
+            numbers = list(built.select_dtypes("number"))
+            if list(built) == list(kept) and built.drop(columns=numbers).equals(kept.drop(columns=numbers)):
+                gaps = np.abs(built[numbers].fillna(math.inf) - kept[numbers].fillna(math.inf)).fillna(0)
+                worst[-1] = name, float(gaps.to_numpy().max(initial=0))
+    return worst
+
+
+def _warnings(sides: dict[str, np.ndarray], eer: float) -> list[str]:
+    lines = [f"EER {100 * eer:.1f} %: scores look inverted: higher must mean bona fide"] if eer > 0.5 else []
+    lines += [f"few trials: {scores.size} {label}, each {100 / scores.size:.1f} % of its rate"
+              for label, scores in sides.items() if scores.size < scorefiles.FEW_TRIALS]
+    distinct = np.unique(np.concatenate(list(sides.values()))).size
+    return lines + [f"only {distinct} distinct scores: these look like decisions, not scores"] * (distinct < 3)
 
 
 def _against_one_attack(attack: str, bonafide: np.ndarray, spoof: np.ndarray) -> dict:
     eer = cost = math.nan  # where the clips of this attack and all bona fide clips share one score
     with suppress(metrics.MetricError):
         eer, cost = metrics.equal_error_rate(bonafide, spoof)[0], metrics.min_dcf(bonafide, spoof)
-    return {"attack": attack, "spoof": spoof.size, "eer": eer,
-            "auc": metrics.area_under_curve(bonafide, spoof), "min_dcf": cost}
+    auc = metrics.area_under_curve(bonafide, spoof)
+    return {"attack": attack, "spoof": spoof.size, "eer": eer, "auc": auc, "min_dcf": cost}
 
 
 def evaluate(score_path: str | os.PathLike, key_path: str | os.PathLike | None = None) -> dict:
     """Every number of one score file; without a key, the labels of an asvspoof2019 file are used.
 
-    Returns bonafide and spoof (counts), eer, eer_threshold, auc, min_dcf, act_dcf, cllr, attacks (a list of
-    dicts: attack, spoof, eer, auc, min_dcf against all bona fide clips), warnings (sentences). Rates lie in
-    [0, 1], cllr is in bits; act_dcf and cllr mean something for calibrated scores only. Or ScoreFileError.
-    """
-    table = _joined(Path(score_path), None if key_path is None else Path(key_path))
+    Returns bonafide and spoof (counts), eer, eer_threshold, auc, min_dcf, act_dcf, cllr, attacks (a list of dicts:
+    attack, spoof, eer, auc, min_dcf against all bona fide clips), warnings (sentences). Rates lie in [0, 1], cllr is in
+    bits; act_dcf and cllr mean something for calibrated scores only. Or ScoreFileError."""
+    table = read_labelled(score_path, key_path)
     bonafide, spoof = (table.loc[table["label"] == label, "score"].to_numpy() for label in LABELS)
     if not (bonafide.size and spoof.size):
         raise ScoreFileError(f"{score_path}: expected both classes, found {bonafide.size} bonafide and "
@@ -154,41 +279,22 @@ def evaluate(score_path: str | os.PathLike, key_path: str | os.PathLike | None =
         raise ScoreFileError(f"{score_path}: {error}") from error
     return {"bonafide": bonafide.size, "spoof": spoof.size, "eer": eer, "eer_threshold": threshold,
             "auc": metrics.area_under_curve(bonafide, spoof), **rest, "attacks": attacks,
-            "warnings": _warnings(bonafide, spoof, eer)}
-
-
-TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+            "warnings": _warnings(dict(zip(LABELS, (bonafide, spoof))), eer)}
 
 
 def write_det(score_path: str | os.PathLike, key_path: str | os.PathLike | None, target: str | os.PathLike) -> None:
-    """Draw all spoof clips and each attack against all bona fide clips into `target` (.png or .svg).
+    """Draw all spoof clips and each of up to 9 attacks against all bona fide clips into `target` (.png or .svg)."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import DetCurveDisplay
 
-    The files are those that lib.evaluate.results.evaluate accepted; it has the checks.
-    """
-    table = read_scores(score_path)
-    if key_path is not None:
-        key = read_key(key_path)
-        key = key[key["subset"] == "eval"] if (key["subset"] == "eval").any() else key
-        table = key.merge(table[["clip_id", "score"]], on="clip_id", validate="one_to_one")
-    bonafide, spoof = (table[table["label"] == label] for label in ("bonafide", "spoof"))
+    table = read_labelled(score_path, key_path)
+    real, spoof = (table[table["label"] == label] for label in LABELS)
+    attacks = [(name, group) for name, group in spoof.groupby("attack") if name]
     figure = Figure((6, 5.6), dpi=120, layout="constrained")
     axis = figure.subplots()
-    attacks = [(name, group) for name, group in spoof.groupby("attack") if name]
-    groups = [("all", spoof)] + (attacks if 1 < len(attacks) <= 9 else [])
-    lowest = max(TICKS[0], 0.5 / max(len(bonafide), 1))
-    for name, group in groups:
-        real, fake = bonafide["score"].to_numpy(), group["score"].to_numpy()
-        miss, alarm, _ = detection_curve(real, fake)
-        rate = equal_error_rate(real, fake)[0]
-        drawn = [norm.ppf(np.clip(values, lowest / 2, 1 - lowest / 2)) for values in (alarm, miss)]
-        axis.step(*drawn, where="post", label=f"{name}: EER {rate:.2%}", linewidth=2 if name == "all" else 1)
-    ticks = [value for value in TICKS if value >= lowest / 2]
-    axis.plot(norm.ppf([lowest, 0.8]), norm.ppf([lowest, 0.8]), color="grey", linewidth=0.8, linestyle=":")
-    for which in ("x", "y"):
-        axis.set(**{f"{which}ticks": norm.ppf(ticks), f"{which}ticklabels": [f"{100 * value:g}" for value in ticks],
-                    f"{which}lim": norm.ppf([lowest / 2, 0.9])})
-    axis.set(xlabel="fakes accepted (%)", ylabel="real speech refused (%)", title=Path(score_path).name)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    for name, group in [("all", spoof), *(attacks if 1 < len(attacks) <= 9 else [])]:
+        both, eer = pd.concat([real, group]), metrics.equal_error_rate(real["score"], group["score"])[0]
+        DetCurveDisplay.from_predictions(both["label"] == "bonafide", both["score"], ax=axis, name=f"{name}: {eer:.2%}")
+    axis.set(xlabel="fakes accepted", ylabel="real speech refused", title=Path(score_path).name)
     with atomic(target) as temporary:
         figure.savefig(temporary, format=Path(target).suffix[1:] or "png")
