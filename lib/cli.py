@@ -1,153 +1,296 @@
-"""Owns the command `python -m lib`: it reads the arguments, runs one of lib.commands and turns errors into exit codes.
-
-Exit codes: 0 all went well; 1 something failed, or a file got no verdict; 2 the command was not understood; 130 Ctrl-C.
-Errors are one line on standard error.
-"""
+"""Owns the commands of `python -m lib`, each with its options beside what it does; lib/__main__.py reads the arguments.
+What a command needs is imported when it runs, so that --help is quick."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from lib import commands
-from lib.commands import UsageError
+from lib.paths import NOTEBOOKS, REPORTS, UsageError, atomic, require_outputs, shown, write_text
+from lib.settings import ROLES, checked_alpha, load_settings, parse_options
 
-BENCH = ("agreement", "inference", "training", "front-end", "precision", "command", "width", "memory")
-"""Parts of benchmarks.bench, named here so that --help needs no torch."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line that name the nearest known option."""
-
-    def error(self, message: str) -> None:
-        raise UsageError(f"{message} (see: {self.prog} --help)")
-
-    def checked(self, arguments: list[str] | None) -> argparse.Namespace:
-        given, unknown = self.parse_known_args(arguments)
-        if unknown:
-            options = [name for action in given.parser._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1, cutoff=0.4)
-            given.parser.error(f"unknown argument {unknown[0]!r}" + (f"; the nearest known one is {near[0]!r}" if near else ""))
-        return given
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple, str]] = {}
+ALPHA, FORM, PRECISION = 0.05, "asvspoof5", "fp32"
+Input, Output, OutputFolder = (type(name, (str,), {}) for name in ("Input", "Output", "OutputFolder"))
+"""Names of files and folders that a command reads, of files that it writes, of a folder that it makes."""
 
 
-def parser() -> Parser:
-    root = Parser(prog="python -m lib", allow_abbrev=False, description="One-class speech deepfake detection: "
-                  "the study, and its detector on your own recordings.")
-    choices = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-
-    def command(function, text: str) -> Parser:
-        one = choices.add_parser(function.__name__, help=text, description=text, allow_abbrev=False)
-        one.set_defaults(run=function, parser=one)
-        return one
-
-    def settable(one: Parser) -> None:
-        one.add_argument("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="an option, such as seed=1")
-
-    one = command(commands.study, "run the notebooks in order and write reports/index.html")
-    one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
-    one.add_argument("--only", action="append", default=[], metavar="NN", help="run this notebook only; may be repeated")
-    one.add_argument("--from", dest="start", default="", metavar="NN", help="start at this notebook")
-    settable(one)
-    one.add_argument("--force", action="store_true", help="run stages again that are unchanged")
-    one.add_argument("--plan", action="store_true", help="only say what would run, and its time, memory and disk")
-    one = command(commands.train, "train the detectors alone, without notebooks; under `accelerate launch` in several processes")
-    one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
-    one.add_argument("--experiment", action="append", default=[], choices=["single", "multi"], help="default: both")
-    settable(one)
-    one = command(commands.verify, "compare the tables of the last run with reports/reference; exit code 1 on any red one")
-    one.add_argument("--preset", default="study", help="smoke, study (default) or paper")
-    one.add_argument("--reference", metavar="DIR", help="compare with the tables in DIR instead, a copy of another run's reports/tables")
-    one = command(commands.pdf, "print reports as PDF through Chromium (Debian: apt-get install chromium)")
-    one.add_argument("pages", metavar="PAGE", nargs="*", help="pages (.html); by default the index and every notebook of the last run")
-    one.add_argument("--out", metavar="DIR", help="where the PDFs go (default: reports/pdf, or beside each PAGE)")
-    _own_recordings(command)
-    one = command(commands.evaluate, "error rates of a score file in one of the ASVspoof forms; score up = bona fide")
-    one.add_argument("scores", metavar="SCOREFILE")
-    one.add_argument("key", metavar="KEYFILE", nargs="?", help="key or protocol; without it the score file's own labels are used")
-    one.add_argument("--json", metavar="FILE", help="write every number")
-    one.add_argument("--det", metavar="FILE", help="draw the detection error trade-off (.png or .svg)")
-    one = command(commands.data, "the clips of a public corpus as one table")
-    one.add_argument("--list", action="store_true", help="the corpora that are known, their licence and source")
-    one.add_argument("--corpus", metavar="NAME")
-    one.add_argument("--root", metavar="DIR", help="the folder into which it was unpacked, or with --download is to be")
-    one.add_argument("--check", action="store_true", help="open the header of every file")
-    one.add_argument("--out", metavar="FILE", help="write the table (.parquet or .csv)")
-    one.add_argument("--download", action="store_true", help="fetch it first, where that is allowed without a form")
-    one.add_argument("--part", default="train-clean-100", help="of LibriSpeech, with --download")
-    one = command(commands.bench, "ratios of speed, measured in one run")
-    one.add_argument("--only", action="append", default=[], metavar="PART", choices=BENCH,
-                     help=f"one of {', '.join(BENCH)}; may be repeated")
-    one.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
-    one.add_argument("--csv", metavar="FILE", help="write the table")
-    one.add_argument("--figure", metavar="FILE", help="draw how cost grows, from the parts memory and width (.png or .svg)")
-    return root
+def option(*names: str, only: str = "", without: str = "", **details: object) -> tuple:
+    """An option as argparse takes it, which goes `only` with another one, or `without` it."""
+    return names, only, without, details
 
 
-def _own_recordings(command: Callable[..., Parser]) -> None:
-    def judging(one: Parser) -> None:
-        one.add_argument("--alpha", type=_fraction, default=0.05, help="share of real speech that may be called anomalous (0.05)")
-        one.add_argument("--channel", type=int, metavar="N", help="judge this channel, from 0 (default: the mean of all)")
-        shared(one)
-
-    def shared(one: Parser) -> None:
-        one.add_argument("--detector", metavar="FOLDER", help="a saved detector (default: the one that ships with the project)")
-
-    one = command(commands.score, "judge recordings: consistent with real speech, anomalous or cannot say (exit code 1)")
-    one.add_argument("files", metavar="FILE", nargs="*")
-    one.add_argument("--folder", action="append", default=[], metavar="DIR", help="every recording below it; may be repeated")
-    judging(one)
-    one.add_argument("--json", metavar="FILE", help="write every number, in a stable form (schema 1)")
-    one.add_argument("--csv", metavar="FILE", help="write one row a recording")
-    one.add_argument("--html", metavar="FILE", help="write a page with one row a recording")
-    one.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
-    one.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the networks (fp32); bf16 is faster on processors "
-                     "that have it, and slower on others")
-    one.add_argument("--manifest", metavar="FILE", help="score a whole corpus instead: a table of `data --out`, or a folder; resumes, and "
-                     "runs in several processes under `accelerate launch`")
-    one.add_argument("--root", metavar="DIR", help="the folder below which the manifest's paths are")
-    one.add_argument("--out", metavar="FILE", help="score file of the manifest, score up = bona fide")
-    one.add_argument("--form", default="asvspoof5", choices=["asvspoof2021", "asvspoof5"], help="of that file (asvspoof5)")
-    one = command(commands.report, "one page on one recording: player, maps, where it is anomalous; works without a network")
-    one.add_argument("file", metavar="FILE")
-    one.add_argument("--html", metavar="FILE", required=True)
-    judging(one)
-    one = command(commands.calibrate, "fit the detector's scaling and p-values to real speech from your own source")
-    one.add_argument("speech", metavar="DIR_OR_FILE", nargs="+", help="real speech, about four minutes or more")
-    one.add_argument("--out", metavar="FOLDER", required=True, help="where the calibrated detector is saved")
-    shared(one)
+def command(text: str, *options: tuple, kept: str = "nothing was written") -> Callable[[Callable], Callable]:
+    """Registers a function as a command; `kept` is what Ctrl-C leaves."""
+    def registered(function: Callable) -> Callable:
+        COMMANDS[function.__name__] = function, text, options, kept
+        return function
+    return registered
 
 
-def _fraction(text: str) -> float:
+def whole(least: int) -> Callable[[str], int]:
+    """A type of whole numbers from `least` on."""
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text!r}")
+        return int(text)
+    return number
+
+
+PRESET = option("--preset", default="study", help="smoke, study (default), full or paper")
+SET = option("--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="an option, such as seed=1")
+DETECTOR = option("--detector", type=Input, metavar="FOLDER", help="a saved detector (default: the one that ships)")
+CHANNEL = option("--channel", without="manifest", type=whole(0), metavar="N", help="judge this one, from 0 (the mean)")
+SHARE = option("--alpha", without="manifest", help=f"share of real speech that may be called anomalous ({ALPHA})")
+
+
+def _settings(chosen: argparse.Namespace):
+    from lib.data.public import roles_of
+
+    changes = parse_options(chosen.set)
+    settings = load_settings(chosen.preset, 0, changes)
+    for role in roles_of(sum((settings.options()[name] for name in ROLES), ())):
+        if role.folder and not Path(role.folder).exists():
+            raise UsageError(f"expected the folder of {role.corpus}, found nothing at {role.folder}")
+    return settings, changes
+
+
+@command("run the notebooks in order and write reports/index.html", PRESET, SET,
+         option("--only", action="append", default=[], metavar="NN", help="run this notebook only; may be repeated"),
+         option("--from", without="only", dest="start", default="", metavar="NN", help="start at this notebook"),
+         option("--force", without="plan", action="store_true", help="run stages again that are unchanged"),
+         option("--plan", action="store_true", help="only say what would run, its time and its disk"),
+         option("--pdf", without="plan", action="store_true", help="print the pages into reports/pdf too, by Chromium"),
+         kept="finished notebooks are kept: run the same command again to go on")
+def study(chosen: argparse.Namespace) -> int:
+    from lib.report.run import planned, require_disk, run_study
+
+    settings, changes = _settings(chosen)
+    only = tuple(number for item in chosen.only for number in item.split(","))
+    if chosen.plan:
+        print("\n".join(planned(settings, only, chosen.start)))
+    require_disk(settings)
+    if not chosen.plan:
+        run_study(settings, changes, only, chosen.start, chosen.force, say=lambda text: print(text, flush=True))
+    if chosen.pdf:
+        from lib.report.html import print_page
+
+        for page in [REPORTS / "index.html", *sorted((REPORTS / "html").glob("*.html"))]:
+            print_page(page, REPORTS / "pdf" / f"{page.stem}.pdf")
+    return 0
+
+
+@command("train the detectors alone, without notebooks; under `accelerate launch` in several processes", PRESET, SET,
+         option("--experiment", action="append", default=[], choices=["single", "multi"], help="default: both"),
+         kept="the last checkpoints are kept: run the same command again to go on")
+def train(chosen: argparse.Namespace) -> int:
+    from lib.model.training import engine_of
+    from lib.report.run import require_disk
+    from lib.study import Study
+
+    settings, _ = _settings(chosen)
+    engine, experiments = engine_of(settings), chosen.experiment or ["single", "multi"]
+    sys.stdout = sys.stdout if engine.main else open(os.devnull, "w")  # the main process speaks for all
+    study = Study(settings)
+    with engine.main_first():
+        if engine.main:
+            require_disk(settings)
+        print(f"{len(study.clips)} clips; training on {engine.device} in {engine.world} process(es)", flush=True)
+    for name in experiments:
+        study.student(name)
+    for name in experiments if engine.main else []:
+        print(f"{name}: {study.folder / 'detectors'}/{name}-{study.detector(name).key}")
+    engine.wait()
+    return 0
+
+
+@command("compare the tables of the last run with reports/reference; exit code 1 on any red one", PRESET,
+         option("--reference", type=Input, metavar="DIR", help="compare with a copy of another run's reports/tables"))
+def verify(chosen: argparse.Namespace) -> int:
+    from lib.report import exhibits
+
+    rows = exhibits.verify(load_settings(chosen.preset).preset, chosen.reference)
+    codes = {"green": 32, "amber": 33, "red": 31}
+    for table, colour, why in rows:
+        print(f"\033[{codes[colour]}m{colour:5s}\033[0m" if sys.stdout.isatty() else f"{colour:5s}", f" {table}: {why}")
+    counts = {name: sum(colour == name for _, colour, _ in rows) for name in codes}
+    print(f"{len(rows)} tables: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    return 1 if counts["red"] else 0
+
+
+@command("judge recordings: consistent with real speech, anomalous or cannot say (exit code 1)",
+         option("files", without="manifest", type=Input, metavar="FILE", nargs="*"),
+         option("--folder", without="manifest", type=Input, action="append", default=[], metavar="DIR",
+                help="every recording below it"),
+         SHARE, CHANNEL, DETECTOR,
+         option("--json", without="manifest", type=Output, metavar="FILE", help="write every number (schema 2)"),
+         option("--csv", without="manifest", type=Output, metavar="FILE", help="write one row a recording"),
+         option("--html", without="manifest", type=Output, metavar="FILE", help="write a page with a row a recording"),
+         option("--jobs", without="manifest", type=whole(1), metavar="N", help="processes (1)"),
+         option("--precision", without="manifest", choices=["fp32", "bf16"], help="of the networks (fp32)"),
+         option("--manifest", type=Input, metavar="FILE", help="score a corpus instead: a table of `data --out`, or a "
+                "folder; resumes, and runs in several processes under `accelerate launch`"),
+         option("--root", only="manifest", type=Input, metavar="DIR", help="the folder below which its paths are"),
+         option("--out", only="manifest", type=Output, metavar="FILE", help="its score file, score up = bona fide"),
+         option("--form", only="manifest", choices=["asvspoof2021", "asvspoof5"], help=f"of that file ({FORM})"),
+         kept="finished blocks of a --manifest are kept: run the same command again to go on")
+def score(chosen: argparse.Namespace) -> int:
+    if chosen.manifest:
+        return _score_manifest(chosen)
+    if not chosen.files and not chosen.folder:
+        raise UsageError("name a FILE or a --folder")
+    from lib.recordings import corpus, explaining, judging
+
+    alpha, precision = checked_alpha(chosen.alpha or ALPHA), chosen.precision or PRECISION
+    paths, left_out = corpus.listed(chosen.files, chosen.folder)
+    outputs = {name: value for name in ("json", "csv", "html") if (value := getattr(chosen, name))}
+    require_outputs(outputs.values(), paths)
+    _tell("left out", left_out)
+    names, recordings = judging.load_detector(chosen.detector, precision)[2] | {"alpha": alpha}, []
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text!r}")
-    return value
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    try:
-        given = parser().checked(arguments)
-        return given.run(given)
+        for recording in corpus.judged_all(paths, chosen.detector, alpha, chosen.jobs or 1, chosen.channel, precision):
+            recordings.append(recording)
+            print(recording.line, *recording.warnings, sep="\n    note: ", flush=True)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was finished is kept", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away
-        sys.stderr.close()
-        return 1
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:  # noqa: BLE001  every message of the library is written for the user
-        from lib.settings import SettingsError
+        kept = ", ".join(outputs.values()) if recordings else ""
+        print(f"stopped by Ctrl-C after {len(recordings)} of {len(paths)} recordings"
+              + (f", which are kept in {kept}" if kept else "; nothing was written"), file=sys.stderr)
+    complete = len(recordings) == len(paths)
+    if recordings:
+        explaining.write_results(recordings, names, left_out, complete, **outputs)
+    return 130 if not complete else 1 if any(each.verdict == judging.UNKNOWN for each in recordings) else 0
 
-        if not isinstance(error, RuntimeError | ValueError | OSError | AssertionError | ImportError):
-            raise
-        print(f"error: {' '.join(str(error).split(chr(10))) or type(error).__name__}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+
+def _score_manifest(chosen: argparse.Namespace) -> int:
+    from lib.engine import current
+    from lib.recordings import corpus
+
+    if not chosen.out:
+        raise UsageError("--manifest needs --out, the score file to write")
+    table = corpus.read_manifest(chosen.manifest, chosen.root)
+    require_outputs([chosen.out, f"{chosen.out}.unscored.csv"], [chosen.manifest, *table.path])
+    results = corpus.score_manifest(table, chosen.out, current("cpu"), chosen.detector, chosen.form or FORM)
+    if results is None:
+        return 0  # the main process speaks for all
+    left = int(results.anomaly.isna().sum())
+    rest = f", {left} could not be: {chosen.out}.unscored.csv" if left else ""
+    print(f"{chosen.out}: {len(results) - left} clips scored{rest}")
+    return 1 if left else 0
+
+
+@command("one page on one recording: player, maps, where it is unusual; works without a network",
+         option("file", type=Input, metavar="FILE"),
+         option("--html", type=Output, metavar="FILE", help="the page (default: FILE's name with .report.html)"),
+         SHARE, CHANNEL, DETECTOR)
+def report(chosen: argparse.Namespace) -> int:
+    from lib.report.run import run_notebook
+
+    page = chosen.html or f"{Path(chosen.file).stem}.report.html"
+    require_outputs([page], [chosen.file])
+    parameters = {"recording": os.path.abspath(chosen.file), "alpha": checked_alpha(chosen.alpha or ALPHA),
+                  "detector": os.path.abspath(chosen.detector) if chosen.detector else "",
+                  "channel": -1 if chosen.channel is None else chosen.channel}
+    finding = run_notebook(NOTEBOOKS / "90_score_your_recording.ipynb", parameters, Path(page))
+    print(f"{chosen.file}: {finding}\n{page} written")
+    return 1 if finding.startswith("cannot say") else 0
+
+
+@command("fit the detector's scaling and p-values to real speech of your own source, or of one person",
+         option("speech", type=Input, metavar="DIR_OR_FILE", nargs="+", help="real speech, about four minutes or more"),
+         option("--out", type=OutputFolder, metavar="FOLDER", required=True, help="where the new detector is saved"),
+         option("--name", default="", metavar="TEXT", help="whose speech it is, or from where; kept with the detector"),
+         DETECTOR)
+def calibrate(chosen: argparse.Namespace) -> int:
+    from lib.recordings import corpus
+
+    folders = [name for name in chosen.speech if Path(name).is_dir()]
+    paths, left_out = corpus.listed([name for name in chosen.speech if name not in folders], folders, there=True)
+    result = corpus.calibrate(paths, chosen.out, chosen.detector, chosen.name)
+    _tell("left out", left_out + result.left_out)
+    names, whose = result.names, f" of {chosen.name}" if chosen.name else ""
+    print(f"{chosen.out}: calibrated on {names['recordings']} recordings, {names['speech_s'] / 60:.1f} min of speech"
+          f"{whose}, {names['calibration_clips']} pieces for p-values, so for alpha {names['smallest_alpha']:.3f} or "
+          f"more; use it with --detector {chosen.out}")
+    if names["smallest_alpha"] > ALPHA:
+        result.notes.append((f"alpha {ALPHA}", "needs 19 such pieces, about four minutes of speech"))
+    _tell("note", result.notes)
+    return 1 if result.left_out else 0
+
+
+def _tell(kind: str, pairs: list[tuple[str, str]]) -> None:
+    for name, text in pairs[:20]:
+        print(f"{kind}: {shown(name)}: {text}", file=sys.stderr)
+    if len(pairs) > 20:
+        print(f"{kind}: {len(pairs) - 20} more", file=sys.stderr)
+
+
+@command("error rates of a score file in one of the ASVspoof forms; score up = bona fide",
+         option("scores", type=Input, metavar="SCOREFILE"),
+         option("key", type=Input, metavar="KEYFILE", nargs="?", help="default: the labels of the score file itself"),
+         option("--json", type=Output, metavar="FILE", help="write every number"),
+         option("--det", type=Output, metavar="FILE", help="draw the detection error trade-off (.png or .svg)"))
+def evaluate(chosen: argparse.Namespace) -> int:
+    _ending(chosen.det, ".png", ".svg")
+    import pandas as pd
+
+    from lib.evaluate import results
+
+    numbers = results.evaluate(chosen.scores, chosen.key)
+    for text in numbers["warnings"]:
+        print(f"warning: {text}", file=sys.stderr)
+    print(f"{numbers['bonafide']} bonafide, {numbers['spoof']} spoof clips; score up = bona fide")
+    print(f"EER {numbers['eer']:.4%}  AUC {numbers['auc']:.4f}  min DCF {numbers['min_dcf']:.4f}  act DCF "
+          f"{numbers['act_dcf']:.4f}  CLLR {numbers['cllr']:.4f} bits")
+    for row in numbers["attacks"]:
+        print(f"  {row['attack'] or '(unnamed)':24s} {row['spoof']:7d} spoof  EER {row['eer']:8.4%}  "
+              f"AUC {row['auc']:.4f}  min DCF {row['min_dcf']:.4f}")
+    if chosen.json:  # by pandas, which writes null for what is no number
+        write_text(chosen.json, pd.Series({"schema": 1, **numbers}).to_json(indent=1, double_precision=15) + "\n")
+    if chosen.det:
+        results.write_det(chosen.scores, chosen.key, chosen.det)
+    return 0
+
+
+@command("the clips of a public corpus as one table",
+         option("--list", action="store_true", help="the corpora that are known, their licence and source"),
+         option("--corpus", without="list", metavar="NAME"),
+         option("--root", without="list", type=Input, metavar="DIR", help="where it is, or with --download is to be"),
+         option("--check", without="list", action="store_true", help="open the header of every file"),
+         option("--out", without="list", type=Output, metavar="FILE", help="write the table (.parquet or .csv)"),
+         option("--download", without="list", action="store_true", help="fetch it first, where that needs no form"),
+         option("--part", only="download", help="of LibriSpeech (train-clean-100)"))
+def data(chosen: argparse.Namespace) -> int:
+    import warnings
+
+    from lib.data.public import DATASETS, download_dataset, load_dataset
+
+    if chosen.list:
+        for corpus in DATASETS.values():
+            lines = [f"{corpus.title}; licence: {corpus.licence}", f"from {corpus.source}", corpus.caution]
+            print(f"{corpus.name:16s}", ("\n" + 17 * " ").join(filter(None, lines)))
+        return 0
+    if not chosen.corpus or not chosen.root:
+        raise UsageError("name a --corpus and its --root, or ask for --list")
+    _ending(chosen.out, ".parquet", ".csv")
+    if chosen.out and Path(chosen.out).exists() and Path(chosen.root).resolve() in Path(chosen.out).resolve().parents:
+        raise UsageError(f"{chosen.out} is there already, inside the corpus: name a new file")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    part = chosen.part or "train-clean-100"
+    root = download_dataset(chosen.corpus, chosen.root, part) if chosen.download else chosen.root
+    table = load_dataset(chosen.corpus, root, chosen.check)
+    print(f"{chosen.corpus}: {len(table)} clips below {table.attrs['root']}, release {table.attrs['release']}")
+    print(table.groupby(["split", "label"]).size().to_string())
+    hours = f"{table.seconds.sum() / 3600:.2f} h, rates {sorted(table.rate_hz.unique().tolist())} Hz\n" * chosen.check
+    print(hours, f"note: {table.attrs['caution']}\n" * bool(table.attrs["caution"]), sep="", end="")
+    if chosen.out:
+        with atomic(chosen.out) as temporary:
+            table.to_parquet(temporary) if chosen.out.endswith(".parquet") else table.to_csv(temporary, index=False)
+    return 0
+
+
+def _ending(name: str | None, *endings: str) -> None:
+    if name and not name.endswith(endings):
+        raise UsageError(f"{name}: expected a name in {' or '.join(endings)}")

@@ -14,10 +14,10 @@ import pytest
 import soundfile
 import torch
 
-from lib.cli import main
+from lib.__main__ import main
 from lib.data.scorefiles import ScoreFileError, read_scores
 from lib.engine import Engine
-from lib.paths import NODE
+from lib.paths import NODE, write_json
 from lib.recordings import corpus as shards
 from lib.recordings.corpus import merged, read_manifest, score_manifest
 from tests.conftest import toy_speech
@@ -104,7 +104,7 @@ def test_finished_blocks_are_not_scored_again(corpus, saved_detector, whole, tmp
 
 def test_parts_of_another_manifest_are_refused(corpus, saved_detector, tmp_path, monkeypatch):
     out = tmp_path / "scores.tsv"
-    shards._begun(out.with_name("scores.tsv.parts"), "another", 3)
+    write_json(tmp_path / "scores.tsv.parts" / "plan.json", {"key": "another"})
     with pytest.raises(ScoreFileError, match="another manifest or detector"):
         score_manifest(read_manifest(corpus), out, ALONE, saved_detector)
 

@@ -19,8 +19,7 @@ from lib.data.audio import AudioError, iter_audio, read_audio
 from lib.detector import Detector
 from lib.model.checkpoints import DetectorError
 from lib.paths import file_digest
-from lib.recordings.judging import judged
-from lib.recordings.verdicts import UNKNOWN
+from lib.recordings.judging import UNKNOWN, judged
 from lib.settings import SettingsError, load_settings
 
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None, derandomize="FUZZ_EXAMPLES" not in os.environ,

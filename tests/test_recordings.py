@@ -7,10 +7,10 @@ import re
 import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
-from bs4 import BeautifulSoup
 
 from lib.data.audio import AudioReport
 from lib.data.channel import pass_channel
@@ -19,13 +19,23 @@ from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError
 from lib.model.images import image
 from lib.paths import shown
-from lib.recordings.explaining import Collected, heard, meaning_of_map, where, write_report, write_table
-from lib.recordings.figures import Known, decibels, read_known, threshold, write_known
-from lib.recordings.judging import audio_files, calibrate, judged, judged_all, load_detector, pieces
-from lib.recordings.verdicts import FAKE, REAL, UNKNOWN, Limits, Part, Recording, as_json, verdict_on
-from lib.report.html import remote_urls
+from lib.recordings.corpus import calibrate, judged_all, listed, recordings_below
+from lib.recordings.explaining import (
+    BANDS,
+    Collected,
+    decibels,
+    explained,
+    map_rows,
+    read_known,
+    regions,
+    where,
+    write_known,
+    write_results,
+)
+from lib.recordings.judging import FAKE, REAL, UNKNOWN, Limits, Part, Recording, judged, load_detector, pieces, verdict_on
 from lib.settings import RATE_HZ, Channel, View
 
+REMOTE = r"src=[\"']?\s*(https?:|//)"
 HOSTILE = "<script>alert(1)<-script>'\"&.wav"
 
 
@@ -53,7 +63,7 @@ def part(start_s=0.0, anomaly=0.5, **changes):
 
 def verdict(*parts, alpha=0.05, calibration=CALIBRATION, **changes):
     report = dataclasses.replace(AudioReport("a", 5.0 * len(parts), RATE_HZ, 1, 0.5, (), 8000.0, 0.1), **changes)
-    return verdict_on("a", report, parts, calibration, Limits(), alpha)
+    return verdict_on("a", report, list(parts), {}, 0.5, calibration, Limits(), alpha)
 
 
 def test_conformal_p_values_by_hand():
@@ -65,8 +75,6 @@ def test_conformal_p_values_by_hand():
 def test_the_verdict_turns_at_alpha():
     assert verdict(part(anomaly=0.955)).verdict == FAKE  # p = 0.05
     assert verdict(part(anomaly=0.945)).verdict == REAL  # p = 0.06
-    assert threshold(CALIBRATION, 0.05) == 0.95
-    assert threshold(CALIBRATION, 0.01) == 0.99
 
 
 def test_the_whole_is_the_median_of_its_parts():
@@ -188,7 +196,7 @@ def test_bad_recordings_get_a_reason_and_no_verdict(tiny_detector, clip, voice, 
 
 def test_only_one_piece_of_a_long_recording_is_kept(tiny_detector, save, voice):
     path, alive, most = save(np.concatenate([voice(5.0, seed) for seed in range(12)])), [], []
-    collected = Collected(tiny_detector)
+    collected = Collected()
 
     def visit(part, piece):
         collected(part, piece)
@@ -233,85 +241,115 @@ def test_many_recordings_in_order_and_in_processes(saved_detector, clip, save, v
         assert a.verdict == b.verdict and (a.anomaly is b.anomaly is None or a.anomaly == pytest.approx(b.anomaly, rel=1e-4))
 
 
-def test_folders_are_searched_for_recordings(tmp_path):
-    for name in ("b.WAV", "a/c.flac", "a/.hidden.wav", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    assert [path.name for path in audio_files(tmp_path)] == ["c.flac", "b.WAV"]
+def test_folders_give_all_recordings_and_what_was_left_out(tmp_path, save, voice, monkeypatch):
+    (tmp_path / "phone" / "deep").mkdir(parents=True)
+    content = save(voice(1.0, 60)).read_bytes()
+    for name in ("b.WAV", "deep/c.flac", "deep/no_suffix", "d.opus", "e.m4a", "f.amr"):
+        (tmp_path / "phone" / name).write_bytes(content)
+    others = {".hidden.wav": "hidden", "notes.txt": "no sound", "picture.webp": "no sound", "linked": "a link to a folder",
+              "gone.wav": "a link to nothing", "pipe.wav": "no regular file"}
+    (tmp_path / "phone" / ".hidden.wav").write_bytes(content)
+    (tmp_path / "phone" / "notes.txt").write_text("x")
+    (tmp_path / "phone" / "picture.webp").write_bytes(b"RIFF1234WEBPVP8 ")
+    (tmp_path / "phone" / "linked").symlink_to(tmp_path)
+    (tmp_path / "phone" / "gone.wav").symlink_to("nowhere")
+    (tmp_path / "phone" / "link.wav").symlink_to("b.WAV")
+    os.mkfifo(tmp_path / "phone" / "pipe.wav")
+    paths, left_out = recordings_below(tmp_path / "phone")
+    assert [path.name for path in paths] == ["b.WAV", "d.opus", "c.flac", "no_suffix", "e.m4a", "f.amr", "link.wav"]
+    assert {os.path.basename(path): reason for path, reason in left_out} == others
+    once, left_out = listed([tmp_path / "phone" / "b.WAV"], [tmp_path / "phone", tmp_path / "phone"])
+    assert len(once) == 6 and sum("the same file as" in reason for _, reason in left_out) == 9
+
+
+def test_folders_that_cannot_be_opened_are_left_out_and_said(tmp_path, save, voice, monkeypatch):
+    path, scandir = save(voice(1.0, 60)), os.scandir
+    (tmp_path / "closed").mkdir()
+
+    def refusing(place):
+        if os.fspath(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    paths, left_out = recordings_below(tmp_path)
+    assert paths == [path] and left_out == [(str(tmp_path / "closed"), "cannot be opened: Permission denied")]
+
+
+def test_folders_without_recordings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
-        audio_files(tmp_path / "none")
+        recordings_below(tmp_path / "none")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="notes.txt: no sound"):
+        recordings_below(tmp_path)
+    with pytest.raises(ValueError, match="nothing there"):
+        listed([tmp_path / "none"], there=True)
+
+
+NAMES = {"folder": "d", "alpha": 0.05}
 
 
 def test_the_json_form_is_stable(tiny_detector, clip, tmp_path):
-    sheet = as_json([judged(tiny_detector, clip), judged(tiny_detector, tmp_path / "no.wav")], {"folder": "d"}, 0.05)
-    sheet = json.loads(json.dumps(sheet, allow_nan=False))
-    assert list(sheet) == ["schema", "alpha", "detector", "files"] and sheet["schema"] == 1
+    recordings = [judged(tiny_detector, clip), judged(tiny_detector, tmp_path / "no.wav")]
+    write_results(recordings, NAMES, [("a.txt", "no sound")], False, json=str(tmp_path / "o.json"))
+    sheet = json.loads((tmp_path / "o.json").read_text())
+    assert list(sheet) == ["schema", "complete", "alpha", "detector", "files", "left_out"]
+    assert (sheet["schema"], sheet["complete"], sheet["left_out"]) == (2, False, [{"path": "a.txt", "reason": "no sound"}])
     assert list(sheet["files"][0]) == list(sheet["files"][1]) == [
-        "path", "verdict", "why", "anomaly", "p_value", "seconds", "speech_s", "bandwidth_hz", "crest_db", "range_db", "warnings", "parts"]
+        "path", "verdict", "why", "p_value", "evidence", "seconds", "speech_s", "bandwidth_hz", "crest_db", "range_db",
+        "decoder", "warnings", "regions", "parts"]
     assert list(sheet["files"][0]["parts"][0]) == [
         "start_s", "seconds", "speech_s", "level_db", "anomaly", "p_value", "crest_db", "range_db"]
-    assert sheet["files"][1]["anomaly"] is None
+    assert sheet["files"][0]["evidence"] == {"pyramid": {"anomaly": recordings[0].anomaly, "p_value": recordings[0].p_value}}
+    assert sheet["files"][1]["p_value"] is None and sheet["files"][1]["evidence"] == {}
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------------
+def test_cells_of_the_table_do_not_run_as_formulas(tiny_detector, clip, tmp_path):
+    names = ["=HYPERLINK(1).wav", "+1.wav", "-1.wav", "@a.wav", "\ta.wav", "plain =1.wav"]
+    recordings = [dataclasses.replace(judged(tiny_detector, clip), path=name, p_value=-1.0) for name in names]
+    write_results(recordings, NAMES, csv=str(tmp_path / "o.csv"))
+    table = pd.read_csv(tmp_path / "o.csv")
+    assert table.path.tolist() == ["'" + name for name in names[:5]] + names[5:] and (table.p_value == -1).all()
+    assert {"verdict", "why", "pyramid_anomaly", "pyramid_p_value", "warnings"} <= set(table)
 
 
-def test_the_page_works_offline_and_names_are_escaped(tiny_detector, save, voice, tmp_path):
-    target = tmp_path / "page.html"
-    one = write_report(tiny_detector, save(voice(4.0, 60), HOSTILE), target, names={"detector": "<b>d</b>"})
-    text = target.read_text()
-    assert one.verdict == REAL and not remote_urls(text)
-    assert "<script" not in text and "<b>" not in text and "&lt;script&gt;" in text
-    assert text.count("data:image/png;base64,") == 2 and "data:audio/flac;base64," in text
-    assert not re.search(r"<img(?![^>]*\balt=\"[^\"]+\")", text)
-    assert "Most anomalous moments" in text and "The map shows" in text and "What this cannot tell" in text and "About " in text
-
-
-def test_a_long_recording_has_a_timeline_and_plays_its_most_anomalous_piece(tiny_detector, save, voice, tmp_path):
-    path = save(np.concatenate([voice(3.0, seed) for seed in range(8)] + [np.zeros(7 * RATE_HZ, np.float32)] + [voice(3.0, 3)]))
-    one = write_report(tiny_detector, path, tmp_path / "page.html")
+def test_the_table_page_escapes_names(tiny_detector, clip, tmp_path):
+    recordings = [Recording(HOSTILE, UNKNOWN, "<i>why</i>"), judged(tiny_detector, clip)]
+    write_results(recordings, NAMES, html=str(tmp_path / "page.html"))
     text = (tmp_path / "page.html").read_text()
-    worst = max(one.parts, key=lambda each: each.anomaly)
-    assert text.count("data:image/png;base64,") == 3 and f"The most anomalous piece, {worst.start_s:.0f} s" in text
-    assert len(text) < 2_000_000
+    assert "&lt;script&gt;" in text and "<i>" not in text and not re.search(REMOTE, text)
 
 
-def test_a_page_without_score_says_why(tiny_detector, tmp_path):
-    write_report(tiny_detector, tmp_path / "no.wav", tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert "nothing there" in text and "was not scored" in text and "<audio" not in text
+# --- what is shown of one recording -----------------------------------------------------------------------------------------
 
 
-def test_every_figure_of_a_page_has_its_numbers_under_a_fold(tiny_detector, save, voice, tmp_path):
-    write_report(tiny_detector, save(voice(32.0, 60)), tmp_path / "page.html", known=KNOWN)
-    page = BeautifulSoup((tmp_path / "page.html").read_text(), "html.parser")
-    folds = page.select("details.data")
-    assert len(folds) == len(page.find_all("img")) == 4 and not any(fold.has_attr("open") for fold in folds)
-    assert all(len(fold.find_all("tr")) > 2 for fold in folds)
+def test_regions_of_a_map_drawn_by_hand(tiny_detector, voice):
+    explanation = explained(tiny_detector, voice(4.0, 60)).explanation
+    drawn = np.zeros_like(explanation.map)
+    drawn[20:40, 100:150] = 5.0
+    drawn[100:110, 200:220] = 9.0
+    drawn[150, 300:310] = 9.0  # a speck
+    quiet = dataclasses.replace(explanation, map=drawn, active=np.ones(drawn.shape[1], bool), start_s=2.0)
+    largest, smaller = regions(quiet, 1.0)
+    assert (largest.start_s, largest.seconds, largest.strength) == pytest.approx((2.0 + 100 * 0.008, 50 * 0.008, 5.0))
+    assert (largest.low_hz, largest.high_hz) == (explanation.row_hz[20], explanation.row_hz[39])
+    assert smaller.strength == 9.0 and regions(quiet, 10.0) == ()
+    pauses = dataclasses.replace(quiet, active=np.arange(drawn.shape[1]) >= 170)
+    assert [region.strength for region in regions(pauses, 1.0)] == [9.0]
 
 
-KNOWN = [Known("real speech", "bonafide", np.array([0.8, 0.9, 1.0, 1.1])), Known("<b>world", "copysynth", np.array([1.0, 5.0]))]
-
-
-def test_a_page_sets_the_recording_beside_known_generators(tiny_detector, clip, tmp_path):
-    one = write_report(tiny_detector, clip, tmp_path / "page.html", known=KNOWN)
-    text = (tmp_path / "page.html").read_text()
-    assert "Beside known generators" in text and "&lt;b&gt;world" in text and "<b>" not in text
-    assert KNOWN[1].above(one.anomaly) == np.mean(KNOWN[1].anomalies >= one.anomaly)
-    assert "Beside known generators" not in (write_report(tiny_detector, clip, tmp_path / "x.html") and (tmp_path / "x.html").read_text())
-
-
-def test_known_generators_are_kept_beside_the_detector(tiny_detector, tmp_path):
-    assert read_known(tiny_detector.save(tmp_path)) == []
-    write_known(tmp_path, [("tts", "b", 2.0), ("bonafide", "", 0.9), ("copysynth", "a", 3.0), ("copysynth", "a", 1.0)])
-    found = read_known(tmp_path)
-    assert [(one.kind, one.name, one.anomalies.tolist()) for one in found] == [
-        ("bonafide", "real speech", [0.9]), ("copysynth", "a", [1.0, 3.0]), ("tts", "b", [2.0])]
-    assert found[1].above(2.0) == 0.5 and found[1].quantiles[2] == 2.0
+def test_anomalous_pieces_have_their_regions_in_the_result(tiny_detector, clip, monkeypatch):
+    assert judged(tiny_detector, clip).regions == ()
+    low = tiny_detector.scale
+    monkeypatch.setattr(tiny_detector, "calibration", np.full(24, -1.0))
+    monkeypatch.setattr(tiny_detector, "scale", (low[0] - 2, low[0] - 1))
+    recording = judged(tiny_detector, clip, alpha=0.05)
+    assert recording.verdict == FAKE and recording.regions and recording.regions[0].strength > low[0] - 1
 
 
 @pytest.mark.parametrize("change", [
-    lambda sheet: "{", lambda sheet: "[]", lambda sheet: json.dumps(sheet | {"format": 2}), lambda sheet: json.dumps(sheet | {"groups": 3}),
+    lambda sheet: "{", lambda sheet: "[]", lambda sheet: json.dumps(sheet | {"format": 2}),
+    lambda sheet: json.dumps(sheet | {"groups": 3}),
     lambda sheet: json.dumps(sheet | {"groups": [{"name": "a", "kind": "tts", "anomalies": [float("nan")]}]}),
     lambda sheet: json.dumps(sheet | {"groups": [{"name": "a", "kind": "other", "anomalies": [1.0]}]}),
     lambda sheet: json.dumps(sheet | {"groups": [{"name": "a", "kind": "tts", "anomalies": []}]}),
@@ -323,53 +361,61 @@ def test_damaged_or_foreign_anomalies_of_known_generators_are_refused(tiny_detec
         read_known(tmp_path)
 
 
-def test_the_table_page_escapes_names(tmp_path):
-    write_table([Recording(HOSTILE, UNKNOWN, "<i>why</i>")], tmp_path / "page.html", "one", {})
-    text = (tmp_path / "page.html").read_text()
-    assert "<script" not in text and "<i>" not in text and not remote_urls(text)
+def test_known_generators_are_kept_beside_the_detector(tiny_detector, tmp_path):
+    assert read_known(tiny_detector.save(tmp_path)) == []
+    write_known(tmp_path, [("tts", "b", 2.0), ("bonafide", "", 0.9), ("copysynth", "a", 3.0), ("copysynth", "a", 1.0)])
+    assert [(group.kind, group.name, group.anomalies.tolist()) for group in read_known(tmp_path)] == [
+        ("bonafide", "real speech", [0.9]), ("copysynth", "a", [1.0, 3.0]), ("tts", "b", [2.0])]
 
 
-def test_the_map_is_blank_in_pauses_and_at_the_ends(tiny_detector, save, voice):
-    path = save(np.concatenate([np.zeros(RATE_HZ, np.float32), voice(3.0, 60)]))
-    stretch = heard(tiny_detector, path)
+def test_the_map_is_blank_in_pauses_and_at_the_ends(tiny_detector, voice):
+    stretch = explained(tiny_detector, np.concatenate([np.zeros(RATE_HZ, np.float32), voice(3.0, 60)]))
     assert 0.9 < stretch.start_s < 1.3 and stretch.stop_s == pytest.approx(4.0, abs=0.2)
     assert np.isnan(stretch.map[:, :10]).all() and np.isnan(stretch.map[:, -10:]).all()
-    assert not np.isnan(stretch.map[:, stretch.mapped]).any()
-    above, moments, bands = where(stretch)
-    assert re.search(r"\d\.\d s \(-?\d\.\d\d\)", moments) and "kHz" in bands
-    share = np.mean(stretch.map[:, stretch.mapped] > tiny_detector.map_limits[1])
-    assert above.startswith(f"{share:.1%} of the map is above {tiny_detector.map_limits[1]:.2f}")
+    inner = stretch.explanation.active.copy()
+    inner[:15] = inner[-15:] = False
+    assert not np.isnan(stretch.map[:, inner]).any() and np.isnan(stretch.map[:, ~inner]).all()
+    share, high = np.mean(stretch.map[:, inner] > tiny_detector.map_limits[1]), tiny_detector.map_limits[1]
+    words = where(stretch)
+    assert words[0].startswith(f"{share:.1%} of the map is above {high:.2f}")
+    assert re.search(r"Highest: -?\d+\.\d\d at \d\.\d s, \d\.\d kHz", words[-1])
+    assert len(words) == 2 + len(regions(stretch.explanation, high))
+    table = map_rows(stretch)
+    assert len(table.columns) == 1 + BANDS and "kHz" in table.columns[1] and table.notna().all(axis=None)
+    assert table.iloc[:, 1:].mean(axis=None) == pytest.approx(np.nanmean(stretch.map), abs=0.2)
 
 
-def test_the_map_of_a_page_is_the_default_one_on_the_scale_of_the_detector(tiny_detector, clip, tmp_path, monkeypatch):
-    stretch = heard(tiny_detector, clip)
-    prepared = pass_channel(soundfile.read(clip, dtype="float32")[0], tiny_detector.settings.channel)
+def test_the_map_of_a_page_is_the_default_one_on_the_scale_of_the_detector(tiny_detector, clip):
+    audio = soundfile.read(clip, dtype="float32")[0]
+    stretch, prepared = explained(tiny_detector, audio), pass_channel(audio, tiny_detector.settings.channel)
     assert np.array_equal(stretch.explanation.map, tiny_detector.explain_prepared(prepared.audio, prepared.active).map)
     assert (stretch.kind, stretch.limits) == (tiny_detector.map_kind, tiny_detector.map_limits)
-    monkeypatch.setattr(Detector, "map_kind", "frequency")
-    collected = Collected(tiny_detector)
-    judged(tiny_detector, clip, visit=collected)
-    residuals = tiny_detector.clip_residuals(prepared.audio, prepared.active)[1]
-    levels = [(tiny_detector.scaling.apply(index, parts, "frequency"), mask) for index, (parts, mask) in enumerate(residuals)]
-    bands = tiny_detector.profile([one for one, _ in levels], [mask for _, mask in levels]).numpy().reshape(len(levels), -1)
-    assert np.allclose(collected.bands[0][2], bands.mean(0))  # the timeline shows the same map as the figure
-    other = heard(tiny_detector, clip)
-    assert other.kind == "frequency" and not np.allclose(other.map, stretch.map, equal_nan=True)
-    assert meaning_of_map(other) != meaning_of_map(stretch) and f"{stretch.limits[1]:.2f}" in meaning_of_map(stretch)
 
 
-def test_a_detector_without_a_colour_scale_draws_no_page(tiny_detector, clip, tmp_path):
+def test_the_timeline_shows_band_means_of_the_map_and_costs_no_other_score(tiny_detector, save, voice):
+    path, collected = save(np.concatenate([voice(3.0, seed) for seed in range(4)])), Collected()
+    recording = judged(tiny_detector, path, visit=collected)
+    assert recording == judged(tiny_detector, path)
+    assert [start_s for start_s, _, _ in collected.bands] == [part.start_s for part in recording.parts]
+    part, piece = collected.most
+    assert part.anomaly == max(each.anomaly for each in recording.parts)
+    means = next(means for start_s, _, means in collected.bands if start_s == part.start_s)
+    rows = np.array_split(piece.explanation.map[:, piece.explanation.active], BANDS)
+    assert means == pytest.approx([row.mean() for row in rows])
+
+
+def test_a_detector_without_a_colour_scale_judges_and_draws_no_map(tiny_detector, clip, tmp_path):
     path = tiny_detector.save(tmp_path / "old") / "detector.json"
     sheet = json.loads(path.read_text())
     del sheet["map"]
     path.write_text(json.dumps(sheet))
     assert judged(Detector.load(path.parent), clip).verdict == REAL
     with pytest.raises(DetectorError, match="no colour scale.*calibrate it again"):
-        write_report(Detector.load(path.parent), clip, tmp_path / "page.html")
+        explained(Detector.load(path.parent), soundfile.read(clip, dtype="float32")[0])
 
 
 def test_decibels_of_a_sine():
-    view, channel = View(channels=("level",)), Channel()
+    view, channel = View(planes=("level",)), Channel()
     audio = np.sin(2 * np.pi * 1000 * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
     level = decibels(image(torch.from_numpy(audio)[None], view, channel)[0, 0].numpy(), view)
     assert level[:, 30:90].max() == pytest.approx(0.0, abs=0.5)
@@ -379,13 +425,15 @@ def test_decibels_of_a_sine():
 
 
 def test_calibration_on_own_speech_is_saved_with_its_limits(saved_detector, save, voice, tmp_path):
-    paths = [save(voice(9.0, seed), f"{seed}.wav") for seed in range(100, 104)] + [tmp_path / "no.wav"]
+    paths = [save(voice(9.0, seed, seed), f"{seed}.wav") for seed in range(100, 104)] + [tmp_path / "no.wav"]
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "known.json").write_text("of the detector that was here before")
-    detector, skipped = calibrate(paths, tmp_path / "own", saved_detector)
-    assert read_known(tmp_path / "own") == []
+    detector, stated, left_out, notes = calibrate(paths, tmp_path / "own", saved_detector, "Ann")
+    assert read_known(tmp_path / "own") == [] and notes == []
     again, limits, names = load_detector(tmp_path / "own")
-    assert len(skipped) == 1 and "nothing there" in skipped[0]
+    assert [path for path, _ in left_out] == [str(tmp_path / "no.wav")] and "nothing there" in left_out[0][1]
+    assert names == stated and (names["name"], names["recordings"]) == ("Ann", 4) and 18 < names["speech_s"] < 36
+    assert names["smallest_alpha"] == pytest.approx(1 / 7, abs=1e-4)
     assert np.array_equal(again.calibration, detector.calibration) and names["calibration_clips"] == len(detector.calibration) == 6
     assert all(value <= default for value, default in zip(dataclasses.astuple(limits), dataclasses.astuple(Limits())))
     assert not set(detector.fitted_on["scaling"]) & set(detector.fitted_on["threshold"])
@@ -394,7 +442,7 @@ def test_calibration_on_own_speech_is_saved_with_its_limits(saved_detector, save
 
 
 def test_calibration_on_narrow_band_speech_admits_narrow_band_recordings(saved_detector, save, voice, tmp_path):
-    paths = [save(voice(9.0, seed)[::2], f"{seed}.wav", 8000) for seed in range(100, 104)]
+    paths = [save(voice(9.0, seed, seed)[::2], f"{seed}.wav", 8000) for seed in range(100, 104)]
     calibrate(paths, tmp_path / "own", saved_detector)
     detector, limits, _ = load_detector(tmp_path / "own")
     assert limits.bandwidth_hz < 4100 and judged(detector, paths[0], limits, alpha=0.2).verdict != UNKNOWN
@@ -404,6 +452,73 @@ def test_calibration_needs_speech(saved_detector, save, voice, tmp_path):
     with pytest.raises(DetectorError, match="at least 8 pieces"):
         calibrate([save(voice(4.0, 60))], tmp_path / "own", saved_detector)
     assert not (tmp_path / "own").exists()
+    noise = [save(0.1 * np.random.default_rng(seed).standard_normal(9 * RATE_HZ), f"{seed}.wav") for seed in range(5)]
+    with pytest.raises(DetectorError, match="pieces"):
+        calibrate(noise, tmp_path / "own", saved_detector)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.wav", "1.wav", "2.wav", "3.wav", "4.wav", "clip.wav"]
+
+
+@pytest.fixture
+def speech(save, voice):
+    """Eight recordings of real speech from one source."""
+    return [save(voice(9.0, seed, 90 + seed), f"{seed}.wav") for seed in range(100, 108)]
+
+
+def copied(path, target, gain=1.0, start=0, **options):
+    audio, rate_hz = soundfile.read(path, dtype="float32")
+    soundfile.write(target, gain * audio[start:], rate_hz, **options)
+    return target
+
+
+def test_calibration_counts_the_same_sound_once(saved_detector, speech, tmp_path):
+    copies = [copied(speech[0], tmp_path / "same.flac"), copied(speech[1], tmp_path / "quieter.wav", 0.3, subtype="FLOAT"),
+              copied(speech[2], tmp_path / "shorter.wav", start=4321)]
+    result = calibrate([*speech, *speech, *copies], tmp_path / "own", saved_detector)
+    assert result.names["recordings"] == 8 and len(result.left_out) == 11
+    reasons = {os.path.basename(path): reason for path, reason in result.left_out}
+    assert all(reasons[path.name].startswith("the same file as") for path in speech)
+    assert [reasons[path.name].endswith(f"{speech[index]}") and reasons[path.name].startswith("the same sound as")
+            for index, path in enumerate(copies)] == [True] * 3
+    once = calibrate(speech, tmp_path / "once", saved_detector)
+    assert np.array_equal(once.detector.calibration, result.detector.calibration)
+
+
+def test_calibration_leaves_out_what_is_no_speech_or_outside_the_known(saved_detector, speech, save, voice, tmp_path):
+    random, real = np.random.default_rng(0), voice(9.0, 140)
+    others = {save(0.1 * random.standard_normal(9 * RATE_HZ), "noise.wav"): "noise", save(0 * real, "silent.wav"): "no speech",
+              save(voice(9.0, 141)[::2], "narrow.wav", 8000): "narrow band", save(voice(0.5, 142), "short.wav"): "too little",
+              save(np.clip(real * 60, -1, 1), "clipped.wav"): "clipped"}
+    result = calibrate([*speech, *others], tmp_path / "own", saved_detector)
+    reasons = dict(result.left_out)
+    assert set(reasons) == set(map(str, others)) and all(words in reasons[str(path)] for path, words in others.items())
+    assert load_detector(tmp_path / "own")[1] == load_detector(saved_detector)[1], "nothing was widened"
+
+
+def test_calibration_names_a_recording_unlike_the_others(saved_detector, speech, tmp_path, monkeypatch):
+    assert calibrate(speech, tmp_path / "own", saved_detector).notes == []
+
+    def marked(detector, path, *rest):
+        recording = judged(detector, path, *rest)
+        odd = {"pyramid": dataclasses.replace(recording.evidence["pyramid"], anomaly=9.0)}
+        return dataclasses.replace(recording, evidence=odd) if path == speech[3] else recording
+
+    monkeypatch.setattr("lib.recordings.corpus.judged", marked)
+    (name, text), = calibrate(speech, tmp_path / "own", saved_detector).notes
+    assert name == str(speech[3]) and "unlike the others, anomaly 9.00" in text
+
+
+def test_an_interrupted_calibration_leaves_the_earlier_one_whole(saved_detector, speech, tmp_path, monkeypatch):
+    calibrate(speech[:5], tmp_path / "own", saved_detector)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir()}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lib.recordings.corpus.write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(speech, tmp_path / "own", saved_detector)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir()} == before
+    assert not [*tmp_path.glob(".tmp-*")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"bandwidth_hz": "x", "crest_db": 1, "range_db": 1}'])

@@ -279,7 +279,7 @@ def evaluate(score_path: str | os.PathLike, key_path: str | os.PathLike | None =
         raise ScoreFileError(f"{score_path}: {error}") from error
     return {"bonafide": bonafide.size, "spoof": spoof.size, "eer": eer, "eer_threshold": threshold,
             "auc": metrics.area_under_curve(bonafide, spoof), **rest, "attacks": attacks,
-            "warnings": _warnings(dict(zip(LABELS, (bonafide, spoof))), eer)}
+            "warnings": table.attrs.get("left_out", []) + _warnings(dict(zip(LABELS, (bonafide, spoof))), eer)}
 
 
 def write_det(score_path: str | os.PathLike, key_path: str | os.PathLike | None, target: str | os.PathLike) -> None:

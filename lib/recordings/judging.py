@@ -1,66 +1,168 @@
-"""Owns the work on a user's own recordings: read piece by piece, scored, many at once; and calibration on real speech."""
+"""Owns verdicts on recordings: how a file is read and scored piece by piece, which gets a verdict, and its JSON form.
+
+A recording is scored in pieces as long as the clips that the detector was calibrated on (5 s), because scores of longer
+and shorter ones do not compare. Its anomaly is the median over the pieces without pauses (35 dB below the loudest). The
+verdict compares it with the anomalies of real calibration speech: anomalous where the conformal p-value is at most
+alpha, else consistent with real speech. No verdict is given ("cannot say") where
+
+- the reader refuses the file (lib.data.audio: missing, damaged, non-finite, silent, antiphase, shorter than 0.3 s);
+- no piece holds 1 s of active frames, or the whole 1 s that is not silent; more than 1 % of the samples are clipped;
+- it is outside what calibration covers (`Limits`): nothing above 5.5 kHz, while the detector listens up to 6 kHz; peaks
+  less than 7 dB above the mean level, as after heavy limiting; loud and quiet frames less than 12 dB apart, as in
+  noise, music or babble. 99 % of the study's real clips pass each; a detector calibrated elsewhere carries its own;
+- the calibration has too few clips for any p-value to reach alpha.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lib.data.audio import AudioError, iter_audio, read_audio
+from lib.data.audio import AudioError, AudioReport, iter_audio
 from lib.data.channel import FRAME, Passage, frame_levels, pass_channel
-from lib.detector import SHIPPED, Detector
+from lib.detector import Detector
+from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError
-from lib.paths import file_digest, shown, write_json
-from lib.recordings.figures import NAME as KNOWN
-from lib.recordings.verdicts import LEAST_SPEECH_S, UNKNOWN, Limits, Part, Recording, verdict_on
-from lib.settings import RATE_HZ
+from lib.model.maps import Explanation
+from lib.paths import SHIPPED, file_digest, shown
+from lib.recordings.explaining import PAUSE_DB, Region, regions
+from lib.settings import RATE_HZ, checked_alpha
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3")
+REAL, FAKE, UNKNOWN = "consistent with real speech", "anomalous", "cannot say"
+LEAST_SPEECH_S, MOST_CLIPPED = 1.0, 0.01
 
 
-def load_detector(folder: Path | str | None = None) -> tuple[Detector, Limits, dict[str, object]]:
-    """A detector (default: the shipped one), its limits, and what names it: folder, SHA-256, number of calibration clips.
+@dataclass(frozen=True)
+class Limits:
+    """The least that a recording must have to get a verdict: numbers of its channel that calibration speech has."""
+
+    bandwidth_hz: float = 5500.0  # highest frequency that is not far below the rest
+    crest_db: float = 7.0  # peak above the mean level of the active speech, between the channel's band edges
+    range_db: float = 12.0  # loud (95 %) above quiet (10 %) 20 ms frames
+
+    def reason(self, numbers: Limits) -> str:
+        """Why a recording with these `numbers` gets no verdict; empty where it gets one."""
+        for name, (unit, text) in REASONS.items():
+            value, least = getattr(numbers, name), getattr(self, name)
+            if value < least:
+                return text.format(value / unit, least / unit)
+        return ""
+
+
+REASONS = {
+    "bandwidth_hz": (1000, "narrow band: nothing above {:.1f} kHz, calibration speech reaches {:.1f} kHz or more"),
+    "crest_db": (1, "limited: peaks {:.1f} dB above the mean level, in calibration speech at least {:.1f} dB"),
+    "range_db": (1, "noise, music or babble: loud and quiet frames {:.1f} dB apart, in calibration speech at least "
+                    "{:.1f} dB"),
+}
+
+
+def load_detector(folder: Path | str | None = None,
+                  precision: str = "fp32") -> tuple[Detector, Limits, dict[str, object]]:
+    """A detector (by default the shipped one), its limits, and what names it in tables, pages and JSON.
 
     Raises DetectorError, saying how to get a detector where none is there.
     """
-    if folder is None and not (SHIPPED / "detector.json").exists():
-        raise DetectorError(f"no detector ships with this copy (looked in {SHIPPED}): train one with `make study`, which keeps "
-                            "it below runs/study/detectors, and name its folder with --detector")
+    if not folder and not (SHIPPED / "detector.json").exists():
+        raise DetectorError(f"no detector ships with this copy (looked in {SHIPPED}): train one with `make study`, "
+                            "which keeps it below runs/study/detectors, and name its folder with --detector")
     folder = Path(folder or SHIPPED)
-    detector = Detector.load(folder)
-    if not len(detector.calibration):
+    detector = Detector.load(folder).in_precision(precision)
+    clips, limits, source = len(detector.calibration), Limits(), {}
+    if not clips:
         raise DetectorError(f"{folder} has no calibration scores of real speech; calibrate it first")
     try:
-        stated = json.loads((folder / "limits.json").read_text(encoding="utf-8"))
-        limits = Limits(**{field.name: float(stated[field.name]) for field in dataclasses.fields(Limits)})
+        sheet = json.loads((folder / "limits.json").read_text(encoding="utf-8"))
+        limits = Limits(**{name: float(sheet[name]) for name in REASONS})
+        source = {name: sheet[name] for name in ("name", "recordings", "speech_s") if name in sheet}
     except FileNotFoundError:
-        limits = Limits()
+        pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DetectorError(f"{folder / 'limits.json'} is damaged ({type(error).__name__}: {error}); calibrate again") from None
-    return detector, limits, {"folder": shown(folder), "sha256": file_digest(folder / "detector.safetensors"),
-                              "calibration_clips": len(detector.calibration)}
+        name = type(error).__name__
+        raise DetectorError(f"{folder / 'limits.json'} is damaged ({name}: {error}); calibrate again") from None
+    return detector, limits, {
+        "folder": shown(folder), "sha256": file_digest(folder / "detector.safetensors"), **source,
+        "calibration_clips": clips, "smallest_alpha": round(1 / (clips + 1), 5), "precision": precision}
 
 
-def audio_files(folder: Path | str) -> list[Path]:
-    """Every recording below `folder`, by its suffix, sorted; hidden ones are left out. Raises ValueError for none."""
-    folder = Path(folder)
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    if not found:
-        raise ValueError(f"{shown(folder)}: expected a folder with recordings ({', '.join(SUFFIXES)}), found "
-                         f"{'none' if folder.is_dir() else 'no such folder'}")
-    return found
+@dataclass(frozen=True)
+class Part:
+    """One scored piece of a recording."""
+
+    start_s: float
+    seconds: float
+    speech_s: float
+    level_db: float  # of its loud frames, dB full scale
+    anomaly: float  # up = fake
+    p_value: float
+    crest_db: float
+    range_db: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one kind of evidence says of a whole recording."""
+
+    anomaly: float  # up = fake
+    p_value: float  # share of calibration speech at least as anomalous
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is known of one recording after it was judged; numbers are None where it could not be scored."""
+
+    path: str
+    verdict: str  # REAL, FAKE or UNKNOWN
+    why: str = ""  # of UNKNOWN
+    p_value: float | None = None  # of all evidence together
+    evidence: dict[str, Evidence] = field(default_factory=dict)  # by its kind, of EVIDENCE
+    seconds: float | None = None
+    speech_s: float | None = None
+    bandwidth_hz: float | None = None
+    crest_db: float | None = None
+    range_db: float | None = None
+    decoder: str | None = None
+    warnings: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()  # of the pieces that are anomalous by themselves
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def words(self) -> str:
+        return f"{UNKNOWN}: {self.why}" if self.verdict == UNKNOWN else self.verdict
+
+    @property
+    def line(self) -> str:
+        numbers = f"  p {self.p_value:.3f}  anomaly {self.anomaly:.2f}  {self.seconds:.1f} s" if self.evidence else ""
+        return f"{self.path}: {self.words}{numbers}"
+
+    @property
+    def anomaly(self) -> float | None:
+        """Of the pyramid; up = fake."""
+        return self.evidence["pyramid"].anomaly if "pyramid" in self.evidence else None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a recording on its way through the detector."""
+
+    start_s: float
+    audio: np.ndarray  # (samples,) as read
+    passage: Passage
+    explanation: Explanation | None = None  # where it was asked for
 
 
 def pieces(path: Path | str, piece_s: float, channel: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """(start_s, samples) of pieces of `piece_s`; a last one below half of it joins the one before. Returns the AudioReport."""
+    """(start_s, samples) of each `piece_s`; a last one below half of it joins the one before. Returns AudioReport."""
     waiting, stream = None, iter_audio(path, RATE_HZ, piece_s, channel=channel)
     while True:
         try:
-            start, audio = next(stream)
+            start_s, audio = next(stream)
         except StopIteration as end:
             if waiting:
                 yield waiting
@@ -70,129 +172,97 @@ def pieces(path: Path | str, piece_s: float, channel: int | None = None) -> Iter
             continue
         if waiting:
             yield waiting
-        waiting = start, audio
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of a recording with what the detector made of it."""
-
-    start_s: float
-    audio: np.ndarray  # (samples,) as read
-    passage: Passage
-    levels: list  # of Detector.clip_residuals
-
-
-Visitor = Callable[[Part, Piece], None]
-"""Called with each scored part and its piece, which is not kept."""
+        waiting = start_s, audio
 
 
 def judged(detector: Detector, path: Path | str, limits: Limits | None = None, alpha: float = 0.05,
-           visit: Visitor = lambda *_: None, channel: int | None = None) -> Recording:
-    """Read, score and judge one recording, or one of its channels, by the rules of lib.recordings.verdicts.
+           visit: Callable[[Part, Piece], None] | None = None, channel: int | None = None) -> Recording:
+    """Read, score and judge one recording, or one of its channels. Never raises for what is in the file.
 
-    Never raises for what is in the file.
+    `visit` is called with each scored piece and its map; they are not kept. Raises SettingsError for a wrong alpha.
     """
-    parts, report, stream = [], None, pieces(path, detector.settings.data.max_s, channel)
+    alpha, path, settings = checked_alpha(alpha), Path(str(path)), detector.settings
+    parts, places, most_s, stream = [], {}, 0.0, pieces(path, settings.data.max_s, channel)
     try:
-        while report is None:
+        while True:
+            start_s, audio = next(stream)
             try:
-                start, audio = next(stream)
-            except StopIteration as end:
-                report = end.value
-            else:
-                scored = _scored(detector, start, audio)
-                if scored:
-                    parts.append(scored[0])
-                    visit(*scored)
+                passage = pass_channel(audio, settings.channel)
+            except ValueError:
+                continue  # silent between the edges of the band
+            speech_s = float(passage.active.sum()) * FRAME / RATE_HZ
+            most_s = max(most_s, speech_s)
+            if speech_s < LEAST_SPEECH_S:
+                continue
+            part, piece = _scored(detector, start_s, audio, passage, visit is not None)
+            parts.append(part)
+            if part.p_value <= alpha and detector.scale:
+                places[part] = regions(piece.explanation or _explanation(detector, piece), detector.map_limits[1])
+            if visit:
+                visit(part, piece)
+    except StopIteration as end:
+        report = end.value
     except AudioError as error:
         return Recording(shown(path), UNKNOWN, shown(str(error).removeprefix(f"{str(path)!r}: ")))
-    return verdict_on(shown(path), report, tuple(parts), detector.calibration, limits or Limits(), alpha)
+    return verdict_on(shown(path), report, parts, places, most_s, detector.calibration, limits or Limits(), alpha)
 
 
-def _scored(detector: Detector, start: float, audio: np.ndarray) -> tuple[Part, Piece] | None:
-    """One piece scored; None where it holds too little speech."""
-    try:
-        passage = pass_channel(audio, detector.settings.channel)
-    except ValueError:  # silent between the band edges
-        return None
-    band, active = passage.band, passage.active
-    if active.sum() * FRAME < LEAST_SPEECH_S * RATE_HZ:
-        return None
-    piece = Piece(start, audio, passage, detector.clip_residuals(passage.audio, active)[1])
-    anomaly = detector.score_residuals(piece.levels)
+def _explanation(detector: Detector, piece: Piece) -> Explanation:
+    start_s = piece.start_s + piece.passage.start / RATE_HZ
+    return detector.explain_prepared(piece.passage.audio, piece.passage.active, start_s)
+
+
+def _scored(detector: Detector, start_s: float, audio: np.ndarray, passage: Passage, drawn: bool) -> tuple[Part, Piece]:
+    """One piece scored, with its map where it is to be `drawn`."""
+    piece, band, active = Piece(start_s, audio, passage), passage.band, passage.active
+    if drawn:
+        piece = dataclasses.replace(piece, explanation=_explanation(detector, piece))
+    anomaly = piece.explanation.anomaly if drawn else detector.score_prepared(passage.audio, active)
     # Peaks and pauses of the recording itself, before the channel levels them.
     mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
-    levels = frame_levels(band)
-    loud, quiet = np.quantile(levels, 0.95), np.quantile(levels, 0.1)
+    loud, quiet = np.quantile(frame_levels(band), [0.95, 0.1])
     crest_db = float(20 * np.log10(np.abs(band).max() + 1e-12) - 10 * np.log10(mean_square))
-    return Part(start, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
-                detector.p_value(anomaly), crest_db, float(loud - quiet)), piece
+    part = Part(start_s, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
+                conformal(detector.calibration, anomaly), crest_db, float(loud - quiet))
+    return part, piece
 
 
-def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, alpha: float = 0.05,
-               jobs: int = 1, channel: int | None = None, precision: str = "fp32") -> Iterator[Recording]:
-    """Judge many recordings in their order, in `jobs` processes where that is more than one."""
-    paths = list(paths)
-    if jobs <= 1 or len(paths) < 2:
-        detector, limits, _ = load_detector(folder)
-        detector.in_precision(precision)
-        yield from (judged(detector, path, limits, alpha, channel=channel) for path in paths)
-        return
-    import concurrent.futures
-    import multiprocessing
-
-    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (folder, alpha, channel, precision)) as pool:
-        try:
-            yield from pool.map(_work, paths)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            raise
+def joined(p_values: Iterable[float]) -> float:
+    """One p-value of several that may depend on one another (Bonferroni)."""
+    values = list(p_values)
+    return min(1.0, len(values) * min(values))
 
 
-_worker: dict[str, object] = {}  # arguments of `judged` that a worker process loads once
+def verdict_on(path: str, report: AudioReport, parts: list[Part], places: dict[Part, tuple[Region, ...]], most_s: float,
+               calibration: np.ndarray, limits: Limits, alpha: float) -> Recording:
+    """The verdict on a recording whose pieces were scored, against the sorted anomalies of real calibration speech.
 
-
-def _start(folder: Path | str | None, alpha: float, channel: int | None, precision: str) -> None:
-    import signal
-
-    import torch
-
-    from lib.engine import end_with_parent
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    end_with_parent()
-    torch.set_num_threads(1)
-    detector, limits, _ = load_detector(folder)
-    _worker.update(detector=detector.in_precision(precision), limits=limits, alpha=alpha, channel=channel)
-
-
-def _work(path: Path | str) -> Recording:
-    return judged(path=path, **_worker)
-
-
-def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str | None = None) -> tuple[Detector, list[str]]:
-    """Recalibrate a detector on the user's real speech (about four minutes or more) and save it, with its limits, in `out`.
-
-    Returns the detector and the files that were left out, with the reason. Raises DetectorError for too little speech.
+    `places` are the regions of the maps of its parts, `most_s` is the speech in the piece that holds most of it.
     """
-    detector, limits, _ = load_detector(folder)
-    kept, skipped, found = [], [], []
-    for path in paths:
-        try:
-            report = read_audio(path, RATE_HZ)[1]
-        except AudioError as error:
-            skipped.append(shown(str(error)))
-            continue
-        kept.append(path)
-        found += [(report.effective_bandwidth_hz, part.crest_db, part.range_db) for part in judged(detector, path).parts]
-    detector.fit(kept)
-    lowest = np.quantile(np.array(found), 0.02, axis=0).tolist()
-    limits = Limits(*(min(value, limit) for value, limit in zip(lowest, dataclasses.astuple(limits))))
-    detector.save(out)
-    (Path(out) / KNOWN).unlink(missing_ok=True)  # calibration moved every anomaly
-    write_json(Path(out) / "limits.json", dataclasses.asdict(limits))
-    return detector, skipped
+    loudest = max((part.level_db for part in parts), default=0.0)
+    parts = tuple(part for part in parts if part.level_db > loudest - PAUSE_DB)
+    facts = {"seconds": report.seconds, "speech_s": sum(part.speech_s for part in parts) if parts else None,
+             "bandwidth_hz": report.effective_bandwidth_hz, "decoder": getattr(report, "decoder", "libsndfile"),
+             "warnings": report.warnings, "parts": parts,
+             "regions": tuple(region for part in parts for region in places.get(part, ()))}
+    sound_s = (1 - report.silence_ratio) * report.seconds
+    if not parts or sound_s < LEAST_SPEECH_S:
+        least, most = f"{LEAST_SPEECH_S:.2f} s", f"{math.floor(100 * min(most_s, sound_s)) / 100:.2f} s"
+        return Recording(path, UNKNOWN, f"too little speech: {least} at a stretch is needed, found {most}", **facts)
+    middle = {name: float(np.median([getattr(part, name) for part in parts])) for name in ("crest_db", "range_db")}
+    anomaly, clips = float(np.median([part.anomaly for part in parts])), len(calibration)
+    evidence = {"pyramid": Evidence(anomaly, conformal(calibration, anomaly))}
+    p_value = joined(each.p_value for each in evidence.values())
+    flagged = [part for part in parts if part.p_value <= alpha]
+    if len(parts) > 1 and flagged:
+        worst, chance = max(flagged, key=lambda part: part.anomaly), alpha * len(parts)
+        facts["warnings"] += (f"parts: {len(flagged)} of {len(parts)} pieces are anomalous by themselves, about "
+                              f"{chance:.1f} expected by chance; the most anomalous starts at {worst.start_s:.0f} s",)
+    why = limits.reason(Limits(report.effective_bandwidth_hz, **middle))
+    if report.clipped_ratio > MOST_CLIPPED:
+        why = f"clipped: {report.clipped_ratio:.1%} of the samples are flat at full scale"
+    if not why and len(evidence) / (clips + 1) > alpha:
+        why = (f"the detector was calibrated on {clips} clips, which cannot support alpha {alpha:g}; calibrate on "
+               f"{math.ceil(len(evidence) / alpha - 1)} or more, or raise alpha")
+    verdict = UNKNOWN if why else FAKE if p_value <= alpha else REAL
+    return Recording(path, verdict, why, p_value, evidence, **middle, **facts)
