@@ -1,4 +1,4 @@
-"""Owns where things live: every folder of the project, and the atomic ways of writing a file into one."""
+"""Owns where things live: every folder of the project, and the ways of writing into one whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 PACKAGE = Path(__file__).resolve().parent
 """The folder of the library itself."""
@@ -29,67 +30,53 @@ SHIPPED = PACKAGE / "weights" / "detector"
 DATA = ROOT / "data"
 PACKAGES = DATA / "packages"
 CLIPS = DATA / "clips"
+WEIGHTS = DATA / "weights"
+"""Weights of pretrained networks that the user brings."""
 RUNS = ROOT / "runs"
 REPORTS = ROOT / "reports"
 REFERENCE = PROJECT / "reports" / "reference"
 
 
 NODE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:24] or "host"
-BEGAN = time.time()
 DAY_S = 86_400
+Value = TypeVar("Value")
 
 
 def temporary_prefix() -> str:
-    """How the name of a temporary file or folder begins: it names machine and process, so that what a killed process left
-    can be told from what a live one is writing."""
+    """How the name of a temporary file or folder begins: with the machine and the process that writes it."""
     return f".tmp-{NODE}-{os.getpid()}-"
 
 
-def clear_stale(*folders: Path | str) -> int:
-    """Remove the temporary files and folders that killed processes left below `folders`; returns how many.
-
-    What a live process of this machine may be writing stays, and for a day what another machine may be.
-    """
-    count = 0
-    for folder in folders:
-        for place, inner, names in os.walk(folder):
-            for name in [name for name in (*inner, *names) if name.startswith(".tmp-")]:
-                path = Path(place) / name
-                with suppress(OSError):
-                    if _abandoned(name, path.stat().st_mtime):
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-                        count += 1
-            inner[:] = [name for name in inner if not name.startswith(".tmp-")]
-    return count
+def clear_stale(*folders: Path | str) -> None:
+    """Remove the temporary files and folders that killed processes left below `folders`."""
+    for path in [path for folder in folders for path in Path(folder).rglob(".tmp-*")]:
+        with suppress(OSError):
+            if _abandoned(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _abandoned(name: str, written: float) -> bool:
-    made = re.match(r"\.tmp-([A-Za-z0-9]+)-(\d+)-", name)
-    if not made or made[1] != NODE or time.time() - written > DAY_S:
-        return time.time() - written > DAY_S
-    if int(made[2]) == os.getpid():
-        return written < BEGAN - 1  # of an earlier process with this number, as in a restarted container
-    try:
-        os.kill(int(made[2]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+def _abandoned(path: Path) -> bool:
+    """Whether the process that wrote there has ended; where nobody knows, whether it wrote a day ago or before."""
+    node, process = [*path.name.split("-"), "", ""][1:3]
+    if node == NODE and process.isdigit() and int(process) != os.getpid():
+        try:
+            os.kill(int(process), 0)
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
+    return time.time() - path.stat().st_mtime > DAY_S
 
 
 @functools.cache
-def clear_stale_once() -> int:
+def clear_stale_once() -> None:
     """`clear_stale` of everything that the study generates, at most once a process."""
-    return clear_stale(PACKAGES, CLIPS, RUNS, REPORTS)
+    clear_stale(PACKAGES, CLIPS, RUNS, REPORTS)
 
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` only when the block ends without an error.
 
-    The bytes are flushed to disk before the rename, so that a killed process leaves the old file or the new one,
-    never half of one.
+    The bytes are on disk before the rename: a killed process leaves the old file or the new one, never half of one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,31 +90,19 @@ def atomic(path: Path | str) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        with suppress(OSError):  # some systems cannot open a folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock of the file `path`, made where it is missing: other processes that want it wait. It is free again when this
-    process ends, however it does. Nothing is held where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    own = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(own, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(own)
+def kept(path: Path, make: Callable[[], Value], save: Callable[[Value, Path], object],
+         load: Callable[[Path], Value]) -> Value:
+    """What is made once and kept: `load(path)`, after `save(make(), path)` where nothing is there yet.
+
+    `path` names everything that the value depends on; `save` writes whole or not at all.
+    """
+    if not path.exists():
+        save(make(), path)
+    return load(path)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -35,21 +35,21 @@ def tiny_detector():
     """A detector of width 4 with random networks, calibrated on 24 toy clips: every path of the real one, in seconds."""
     from lib.data.channel import apply_channel
     from lib.detector import Detector
-    from lib.model.images import channel_count, image
-    from lib.model.networks import new_student
-    from lib.model.pyramid import ResNetPyramid, Standardised, initialise, settle
-    from lib.settings import load_settings
+    from lib.model.networks import new_student, new_teacher
+    from lib.model.pyramid import Standardised, initialise, settle
+    from lib.settings import READ, load_settings
 
     torch.set_num_threads(1)
-    settings = load_settings("smoke", options={"network.teacher_width": 4, "network.student_width": 4, "network.teacher": "random"})
+    options = {"network.teacher_width": 4, "network.student_width": 4, "network.teacher": "random", **READ}
+    settings = load_settings("smoke", options=options)
     clips = [apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(32)]
-    pictures = [image(torch.from_numpy(audio[:RATE])[None], settings.view, settings.channel) for audio, _ in clips[:4]]
-    pyramid = ResNetPyramid(channel_count(settings.view.channels), 4, 3, stem=settings.network.stem)
-    teacher = settle(initialise(pyramid, 0, "teacher"), pictures)
+    batches = [torch.from_numpy(audio[:RATE])[None] for audio, _ in clips[:4]]
+    teacher = settle(initialise(new_teacher(settings), 0, "teacher"), batches)
     generator = torch.Generator().manual_seed(0)
-    readers = [torch.randn(3, count, generator=generator) for count in teacher.channels]  # as if it had learnt to name three kinds
-    teacher = Standardised(teacher, readers).measure(pictures)
-    detector = Detector(settings, teacher, settle(new_student(teacher, settings), pictures))
+    # As if it had learnt to name three kinds.
+    readers = [torch.randn(3, count, generator=generator) for count in teacher.channels]
+    teacher = Standardised(teacher, readers).measure(batches)
+    detector = Detector(settings, teacher, settle(new_student(teacher, settings), batches))
     detector.fit_scaling(clips[:8], [f"toy-{index}" for index in range(8)])
     detector.fit_threshold(clips[8:], [f"toy-{index}" for index in range(8, 32)])
     return detector

@@ -68,7 +68,7 @@ def test_saving_twice_gives_the_same_bytes(tiny_detector, saved_detector, tmp_pa
     {"kind": "read", "limits": [0, float("nan")]}, {"kind": "read", "limits": ["<b>", 1]}], ids=range(7))
 def test_a_damaged_or_foreign_colour_scale_is_refused(copy, scale):
     sheet_changed(copy, lambda sheet: sheet.update(map=scale))
-    refused(copy, "do not fit")
+    refused(copy, "does not fit")
 
 
 @pytest.mark.parametrize("name", ["detector.json", "detector.safetensors"])
@@ -134,7 +134,7 @@ def test_a_newer_format_is_refused(copy):
     ("view", "bins", 10**9)])
 def test_sizes_out_of_bounds_are_refused_before_anything_is_built(copy, section, name, value):
     sheet_changed(copy, lambda sheet: sheet["settings"][section].update({name: value}))
-    refused(copy, "out of bounds")
+    refused(copy, "lies between")
 
 
 def test_settings_of_the_wrong_type_or_choice_are_refused(copy):
@@ -155,6 +155,17 @@ def test_a_stem_that_would_shift_the_features_is_refused(copy):
 def test_a_sheet_from_before_the_stem_was_an_option_means_seven(copy):
     sheet_changed(copy, lambda sheet: sheet["settings"]["network"].pop("stem"))
     assert checkpoints.read_detector(copy)[0].network.stem == 7
+
+
+def test_a_sheet_from_before_planes_had_their_name_is_read(copy, tiny_detector):
+    def older(sheet):
+        settings = sheet["settings"]
+        settings["view"]["channels"] = settings["view"].pop("planes")
+        settings["network"]["student_channels"] = settings["network"].pop("student_planes")
+        del settings["recipe"]
+
+    sheet_changed(copy, older)
+    assert Detector.load(copy).settings == tiny_detector.settings
 
 
 def test_a_tensor_that_is_missing_is_refused(copy):

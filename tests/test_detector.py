@@ -5,7 +5,6 @@ import torch
 from lib.data.channel import apply_channel
 from lib.detector import Detector
 from lib.model.checkpoints import DetectorError
-from lib.model.images import channel_count
 from lib.model.pyramid import folded
 from lib.model.scaling import Typicality
 from tests.conftest import RATE, toy_speech
@@ -16,11 +15,17 @@ def prepared(detector, seconds=2.0, seed=3):
 
 
 def test_folded_networks_are_the_same_function(tiny_detector):
-    planes = channel_count(tiny_detector.settings.view.channels)
-    picture = torch.randn(1, planes, 192, 80, generator=torch.Generator().manual_seed(0))
+    audio = torch.from_numpy(toy_speech(1.0, 0))[None]
     for network in (tiny_detector.teacher, tiny_detector.student):
-        for one, two in zip(network(picture), folded(network)(picture)):
-            assert torch.allclose(one, two, atol=1e-3 * float(one.abs().max()))
+        for plain, fast in zip(network(audio), folded(network)(audio)):
+            assert torch.allclose(plain, fast, atol=1e-3 * float(plain.abs().max()))
+
+
+def test_networks_take_audio_and_share_the_image_where_it_is_there(tiny_detector):
+    audio = torch.from_numpy(toy_speech(1.0, 0))[None]
+    picture = tiny_detector.front(audio)
+    for network in (tiny_detector.teacher, tiny_detector.student):
+        assert all(torch.equal(*pair) for pair in zip(network(audio), network(audio, picture)))
 
 
 def test_bf16_rounds_and_nothing_else(tiny_detector):
@@ -48,7 +53,7 @@ def test_a_map_has_the_images_axes(tiny_detector):
 def test_the_colour_scale_runs_from_the_median_to_the_highest_thousandth(tiny_detector):
     clips = [prepared(tiny_detector, seed=seed) for seed in (3, 4)]
     low, high = tiny_detector.colour_limits(clips)
-    cells = np.concatenate([one.map[:, one.active].ravel() for one in (tiny_detector.explain_prepared(*clip) for clip in clips)])
+    cells = np.concatenate([tiny_detector.explain_prepared(*clip).cells for clip in clips])
     assert np.mean(cells > high) == pytest.approx(0.001, abs=2e-4) and np.mean(cells > low) == pytest.approx(0.5, abs=1e-3)
     assert tiny_detector.map_limits[0] < tiny_detector.map_limits[1]
 
@@ -101,9 +106,9 @@ def test_typicality_is_one_on_what_it_was_fitted_on_and_looks_both_ways():
     random = np.random.default_rng(0)
     profiles = random.standard_normal((400, 6)) * 3 + 5
     model = Typicality.fit(profiles)
-    assert np.sqrt((model.distance(profiles) ** 2).mean()) == pytest.approx(1, abs=0.1)
-    assert np.sqrt((model.two_sided(profiles) ** 2).mean()) == pytest.approx(1, abs=0.01)
-    high, low = model.two_sided(np.full((1, 6), 11.0)), model.two_sided(np.full((1, 6), -1.0))
+    assert np.sqrt((model.score("profile", profiles) ** 2).mean()) == pytest.approx(1, abs=0.1)
+    assert np.sqrt((model.score("two_sided", profiles) ** 2).mean()) == pytest.approx(1, abs=0.01)
+    high, low = (model.score("two_sided", np.full((1, 6), value)) for value in (11.0, -1.0))
     assert high[0] > 1.8 and low[0] == pytest.approx(high[0], rel=0.2)
     with pytest.raises(ValueError, match="at least 3"):
         Typicality.fit(profiles[:2])
@@ -122,6 +127,12 @@ def test_recalibration_on_own_recordings(saved_detector, tmp_path):
         write_audio(tmp_path / f"{number}.wav", toy_speech(9.0, 40 + number), RATE)
     detector = Detector.load(saved_detector).fit(sorted(tmp_path.glob("*.wav")))
     assert len(detector.calibration) == 9 and detector.fitted_on["scaling"][0] == "0.wav@0s"
+    sides = [{name.split("@")[0] for name in detector.fitted_on[part]} for part in ("scaling", "threshold")]
+    assert len(sides[0]) == len(sides[1]) == 3 and not sides[0] & sides[1], "no recording calibrates what it scaled"
+    write_audio(tmp_path / "long.wav", toy_speech(30.0, 50), RATE)
+    detector.fit([tmp_path / "long.wav", tmp_path / "0.wav"])
+    assert detector.fitted_on["scaling"] == [f"long.wav@{start}s" for start in range(0, 18, 3)]
+    assert detector.fitted_on["threshold"][0] == "long.wav@18s", "neighbouring pieces are on one side"
     with pytest.raises(DetectorError, match="at least 8 pieces"):
         detector.fit([tmp_path / "0.wav"])
 
@@ -144,11 +155,25 @@ def test_one_sided_leaves_out_what_is_below_the_mean():
     assert np.allclose(model.score("two_sided", profiles), [3.5, 1, np.sqrt(53 / 4)])
 
 
-def test_without_readers_the_signed_residual_is_scored(tiny_detector):
+def test_without_readers_a_score_of_readings_is_refused(tiny_detector):
     settings = tiny_detector.settings
     assert (settings.scoring.scaling, settings.scoring.pooling) == ("read", "one_sided")
-    plain = Detector(settings, tiny_detector.teacher.pyramid, tiny_detector.student).settings.scoring
-    assert (plain.scaling, plain.pooling) == ("signed", "two_sided")
+    with pytest.raises(DetectorError, match="set scoring.scaling=signed and scoring.pooling=two_sided"):
+        Detector(settings, tiny_detector.teacher.pyramid, tiny_detector.student)
+
+
+@pytest.mark.parametrize("kind", ["none", "signed", "frequency", "read"])
+def test_the_map_is_combined_as_the_settings_say(tiny_detector, kind):
+    clip = prepared(tiny_detector)
+    product = Detector(tiny_detector.settings.with_options({"scoring.combine": "product"}), tiny_detector.teacher,
+                       tiny_detector.student)
+    product.scaling, product.typicality = tiny_detector.scaling, tiny_detector.typicality
+    summed, multiplied = (one.explain_prepared(*clip, kind=kind) for one in (tiny_detector, product))
+    levels = np.array(summed.levels)
+    assert np.allclose(summed.map, levels.mean(0), atol=1e-6) and np.array_equal(levels, multiplied.levels)
+    # What can be negative goes through the softplus, whatever this clip's values are.
+    expected = levels if kind in ("none", "signed") else np.logaddexp(0, levels)
+    assert np.allclose(multiplied.map, expected.prod(0), rtol=1e-4)
 
 
 def test_the_read_profile_is_the_readers_of_the_mean_residual(tiny_detector):
@@ -156,7 +181,7 @@ def test_the_read_profile_is_the_readers_of_the_mean_residual(tiny_detector):
     levels = tiny_detector.clip_residuals(audio, active)[1]
     found = tiny_detector.statistics_of(levels, ("read",), ())["profile/read"]
     bands, start = tiny_detector.settings.scoring.bands, 0
-    for (parts, mask), reader in zip(levels, tiny_detector.scaling.reading):
+    for (parts, mask), reader in zip(levels, tiny_detector.scaling.readers):
         mean = (reader @ parts[..., mask].mean(-1)).numpy()  # (kind, frequency)
         size = mean.shape[0] * min(bands, mean.shape[1])
         assert np.allclose(found[start : start + size].reshape(len(mean), -1).mean(1), mean.mean(1), atol=1e-5)

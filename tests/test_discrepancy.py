@@ -52,7 +52,12 @@ def test_local_mean_equals_slow_twin():
 @pytest.fixture
 def fitted():
     clips = [[(residual(features(i), features(i + 50))[0], torch.ones(40, dtype=torch.bool))] for i in range(30)]
-    return clips, Scaling.fit(clips, [(3, 5)])
+    return clips, fit_on(clips, [(3, 5)])
+
+
+def fit_on(clips, *geometry):
+    scaling = Scaling(*geometry)
+    return scaling.fit(scaling.moments(clip) for clip in clips)
 
 
 @pytest.mark.parametrize("kind", ["level", "frequency", "channel", "element"])
@@ -90,7 +95,7 @@ def test_scaling_round_trip_and_errors(fitted):
     for kind in [kind for kind in SCALINGS if kind != "read"]:
         assert torch.equal(again.apply(0, clips[0][0][0], kind), scaling.apply(0, clips[0][0][0], kind))
     with pytest.raises(ValueError, match="bona fide clips"):
-        Scaling.fit([], [(3, 5)])
+        fit_on([], [(3, 5)])
     with pytest.raises(ValueError, match="has none"):
         scaling.apply(0, clips[0][0][0], "read")
     with pytest.raises(ValueError, match="not one of"):
@@ -102,7 +107,7 @@ def test_read_map_sees_only_what_the_readers_read():
     channels = clips[0][0][0].shape[0]
     reader = torch.zeros(2, channels)
     reader[0, 1], reader[1, 2] = 1.0, 1.0
-    scaling = Scaling.fit(clips, [(3, 5)], [reader], [[(1, 1), (3, 5)]])
+    scaling = fit_on(clips, [(3, 5)], [reader], [[(1, 1), (3, 5)]])
     maps = torch.stack([scaling.apply(0, clip[0][0], "read") for clip in clips])
     assert abs(maps.mean().item()) < 1e-3
     parts = clips[0][0][0]
@@ -112,9 +117,10 @@ def test_read_map_sees_only_what_the_readers_read():
     before = scaling.apply(0, parts, "read")
     assert torch.equal(scaling.apply(0, unread, "read"), before)
     # One of two kinds moves by 0.5 in both neighbourhoods: by hand, half of a half of it over each deviation.
-    spread = scaling.read[0][1][:, 0]
-    assert torch.allclose(scaling.apply(0, read, "read") - before, (0.125 / spread).sum(0)[:, None].expand_as(before), atol=1e-5)
+    spread = scaling.levels[0]["read_deviation"][:, 0]
+    by_hand = (0.125 / spread).sum(0)[:, None].expand_as(before)
+    assert torch.allclose(scaling.apply(0, read, "read") - before, by_hand, atol=1e-5)
     again = Scaling.from_tensors(scaling.tensors())
     assert torch.equal(again.apply(0, parts, "read"), before)
     with pytest.raises(ValueError, match="this teacher has none"):
-        Scaling.fit(clips, [(3, 5)]).apply(0, parts, "read")
+        fit_on(clips, [(3, 5)]).apply(0, parts, "read")

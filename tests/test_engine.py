@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from lib.engine import Engine, EngineError, device_named
+from lib.engine import Engine, EngineError, device_named, in_processes, processes
 from tests.conftest import toy_speech
 from tests.test_training import train
 
@@ -50,7 +52,7 @@ def launched(processes, *arguments, **environment):
 
 def test_two_processes_train_the_curve_of_one(clips, tmp_path):
     (tmp_path / "train.py").write_text(TRAIN)
-    # Small steps: AdamW divides by the size of the gradient, so larger ones make of rounding in a gradient of about 0 what they like.
+    # Small steps: AdamW divides by the size of the gradient, so larger ones make much of rounding in a gradient near 0.
     options = {"network.teacher": "perturbation", "run.device": "cpu", "training.learning_rate": 1e-4}
     said = launched(2, tmp_path / "train.py", clips[0], tmp_path / "two", json.dumps(options))
     assert "process 0 of 2" in said and "process 1 of 2" in said
@@ -64,9 +66,30 @@ def test_two_processes_train_the_curve_of_one(clips, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    assert Engine(torch.device("cpu"), 1, 2).rows(8) == slice(4, 8)
+    joined = lambda rank, world: SimpleNamespace(process_index=rank, num_processes=world)  # noqa: E731
+    assert Engine(torch.device("cpu"), accelerator=joined(1, 2)).rows(8) == slice(4, 8)
     with pytest.raises(EngineError, match="multiple of 3"):
-        Engine(torch.device("cpu"), 1, 3).rows(8)
+        Engine(torch.device("cpu"), accelerator=joined(1, 3)).rows(8)
+
+
+def worked(item):
+    return item + offset["by"], torch.get_num_threads()
+
+
+def begin(by):
+    offset["by"] = by
+
+
+offset = {}
+
+
+def test_processes_begin_alike_keep_the_order_and_stop_with_the_caller():
+    assert list(in_processes(worked, range(5), 2, begin, (10,))) == [(10 + number, 1) for number in range(5)]
+    began = time.time()
+    with pytest.raises(KeyboardInterrupt), processes(2) as pool:
+        waiting = [pool.submit(time.sleep, 60) for _ in range(5)]
+        raise KeyboardInterrupt
+    assert time.time() - began < 30 and not any(job.done() and not job.cancelled() for job in waiting)
 
 
 def test_devices_that_are_not_here_are_named():
@@ -100,16 +123,15 @@ def test_channels_last_resumes_bit_for_bit(clips, tmp_path, monkeypatch):
     whole = train(clips, tmp_path / "whole", **options)[0].state_dict()
     from lib.model import training
 
-    kept, calls = training._kept, []
+    keep, calls = training.keep, []
 
     def stopping(*arguments):
-        found = kept(*arguments)
-        calls.append(found)
+        keep(*arguments)
+        calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return found
 
-    monkeypatch.setattr(training, "_kept", stopping)
+    monkeypatch.setattr(training, "keep", stopping)
     with pytest.raises(KeyboardInterrupt):
         train(clips, tmp_path / "cut", **options)
     again = train(clips, tmp_path / "cut", **options)[0].state_dict()

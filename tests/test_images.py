@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.model.images import activity, channel_count, channel_slice, frame_s, image, row_hz, transform_size
+from lib.model.images import FrontEnd, activity, frame_s, image, plane_count, plane_places, row_hz, transform_size
 from lib.settings import RATE_HZ, Channel, View
 
 VIEW, CHANNEL = View(), Channel()
@@ -30,25 +30,10 @@ def test_level_equals_librosa():
     import librosa
 
     audio = torch.randn(1, RATE_HZ, generator=torch.Generator().manual_seed(0))
-    ours = image(audio, View(channels=("level",)), CHANNEL)[0, 0]
+    ours = image(audio, View(planes=("level",)), CHANNEL)[0, 0]
     size = transform_size(VIEW, CHANNEL)
     theirs = np.abs(librosa.stft(audio[0].numpy(), n_fft=size, hop_length=128, pad_mode="constant"))[2 : 2 + VIEW.bins]
     assert np.abs(ours.numpy() - (np.log(theirs / np.sqrt(512) + 1e-5) + 5.5) / 1.8).max() < 1e-4
-
-
-def test_mel_bands_equal_librosas_filters_and_stand_alone():
-    import librosa
-
-    view = View(channels=("mel",), bins=64)
-    audio = torch.randn(1, RATE_HZ, generator=torch.Generator().manual_seed(0))
-    ours, size = image(audio, view, CHANNEL)[0, 0], transform_size(view, CHANNEL)
-    power = np.abs(librosa.stft(audio[0].numpy(), n_fft=size, win_length=512, hop_length=128, pad_mode="constant")) ** 2
-    bank = librosa.filters.mel(sr=RATE_HZ, n_fft=size, n_mels=64, fmin=60, fmax=6000, htk=True, norm=None)
-    theirs = (np.log(np.sqrt(bank / bank.sum(1, keepdims=True) @ power) / np.sqrt(512) + 1e-5) + 5.5) / 1.8
-    assert ours.shape == (64, 126) and np.abs(ours.numpy() - theirs).max() < 1e-3
-    assert abs(row_hz(view, CHANNEL)[int(image(tone(1000), view, CHANNEL)[0, 0].mean(1).argmax())] - 1000) < 40
-    with pytest.raises(ValueError, match="cannot share an image with level"):
-        image(audio, View(channels=("level", "mel")), CHANNEL)
 
 
 def test_phase_advance_of_a_bin_centred_tone_is_zero():
@@ -71,11 +56,27 @@ def test_time_shift_shifts_the_image():
     assert torch.allclose(one[..., 6:100], two[..., 11:105], atol=1e-4)
 
 
-def test_channels_by_name():
-    assert channel_count(("level", "advance")) == 3
-    assert channel_slice(VIEW, ("level", "short")) == [0, 5]
-    with pytest.raises(ValueError, match="unknown image channels"):
-        channel_count(("colour",))
+def test_planes_by_name():
+    assert plane_count(("level", "advance")) == 3
+    assert plane_places(VIEW, ("level", "short")) == [0, 5]
+    with pytest.raises(ValueError, match="unknown image planes"):
+        plane_count(("colour",))
+
+
+def test_a_front_end_gives_its_planes_the_same_from_audio_and_from_the_image():
+    audio = torch.randn(2, RATE_HZ, generator=torch.Generator().manual_seed(2))
+    picture = image(audio, VIEW, CHANNEL)
+    for planes, places in ((("level",), [0]), (("pulse", "level"), [0, 6, 7, 8, 9]), ((), list(range(10)))):
+        front = FrontEnd(VIEW, CHANNEL, planes)
+        assert front.planes == len(places) and not front.state_dict()
+        assert torch.equal(front(audio), picture[:, places]) and torch.equal(front(audio, picture), front(audio))
+
+
+def test_an_image_network_sees_three_planes():
+    audio = torch.randn(1, RATE_HZ, generator=torch.Generator().manual_seed(2))
+    picture = image(audio, VIEW, CHANNEL)
+    assert torch.equal(FrontEnd(VIEW, CHANNEL, colours=True)(audio), picture[:, [0, 1, 3]])
+    assert torch.equal(FrontEnd(VIEW, CHANNEL, ("level",), colours=True)(audio), picture[:, [0, 0, 0]])
 
 
 def test_too_short():

@@ -1,10 +1,11 @@
 import re
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
 
-from lib.settings import CHOICES, PRESETS, SettingsError, load_settings
+from lib.settings import PRESETS, RECIPES, Settings, SettingsError, load_settings, parse_options
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,14 +36,35 @@ def test_unknown_preset_names_the_nearest():
 
 
 def test_options_change_the_digest_and_nothing_else():
-    plain, changed = load_settings("smoke"), load_settings("smoke", 0, "training.student_steps=7,network.student_channels=level+short")
+    options = "training.student_steps=7,network.student_planes=level+short"
+    plain, changed = load_settings("smoke"), load_settings("smoke", 0, options)
     assert plain.digest() != changed.digest() and plain.digest() == load_settings("smoke").digest()
-    assert changed.training.student_steps == 7 and changed.network.student_channels == ("level", "short")
+    assert changed.training.student_steps == 7 and changed.network.student_planes == ("level", "short")
     assert changed.channel == plain.channel
 
 
-def test_choices_name_real_options():
-    assert set(CHOICES) <= set(load_settings().options())
+def test_the_published_recipe_is_one_option_and_explicit_options_win():
+    settings = load_settings("smoke", 0, "training.batch=4,recipe=stfpm")
+    assert settings.title == "Feature pyramid matching (as published)" and settings.training.batch == 4
+    published = {**RECIPES["stfpm"], "training.batch": 4}
+    assert {name: settings.options()[name] for name in published} == published
+    assert settings.training.student_steps == 24, "the preset keeps its sizes"
+    assert "recipe" in settings.options() and settings.digest() != load_settings("smoke").digest()
+    assert load_settings("smoke", 0, "recipe=stfpm").with_options({"recipe": "readings"}) == load_settings("smoke")
+    assert load_settings("smoke", 0, "recipe=readings") == load_settings("smoke")
+    again = settings.with_options({"training.student_steps": 9})
+    assert again.training.batch == 4, "a recipe that was chosen before brings nothing again"
+
+
+def test_a_teacher_without_readers_is_scored_without_them():
+    plain, random = load_settings("smoke"), load_settings("smoke", 0, "network.teacher=random")
+    assert (random.scoring.scaling, random.scoring.pooling) == ("signed", "two_sided")
+    assert random.with_options({"network.teacher": "perturbation"}) == plain
+    assert load_settings("smoke", 0, "network.teacher=random,scoring.scaling=read").scoring.scaling == "read"
+    chosen = load_settings("smoke", 0, "scoring.scaling=frequency,network.teacher=random")
+    assert chosen.scoring.scaling == "frequency"
+    signed = load_settings("smoke", 0, "scoring.scaling=signed,scoring.pooling=two_sided")
+    assert signed.with_options({"run.seeds": 2}).scoring == signed.scoring
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +88,54 @@ def test_the_tests_bring_all_that_they_need(project):
     locked = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     named = project["dependencies"] + [name for extra in ("test", "distributed", "generators") for name in extras[extra]]
     assert {re.split("[<>=]", name)[0].lower() for name in named} <= locked
+
+
+def annotation(name):
+    section, _, key = name.rpartition(".")
+    owner = type(getattr(Settings(), section)) if section else Settings
+    return typing.get_type_hints(owner, include_extras=True)[key]
+
+
+def test_every_number_has_a_range():
+    numbers = [name for name, value in Settings().options().items() if type(value) in (int, float)]
+    assert len(numbers) > 30
+    for name in numbers:
+        _, (low, high) = typing.get_args(annotation(name))
+        for value in (low - 1, high * 2 + 1, float("nan")):
+            with pytest.raises(SettingsError, match=name):
+                load_settings("smoke", 0, {name: value})
+
+
+def test_every_choice_is_named():
+    for name, value in Settings().options().items():
+        if type(value) is str and name != "run.device":  # which depends on the machine
+            assert value in typing.get_args(annotation(name))
+
+
+@pytest.mark.parametrize(("texts", "options"), [
+    ("", {}), ("seed=1", {"seed": "1"}), (" seed = 1 , run.seeds = 2,", {"seed": "1", "run.seeds": "2"}),
+    (["seed=1,run.seeds=2", "run.threads=1"], {"seed": "1", "run.seeds": "2", "run.threads": "1"}),
+    (["data.generators=world,hibari"], {"data.generators": "world,hibari"}),
+    ("data.train=ljspeech:/a,b/c+vctk:/d,seed=3", {"data.train": "ljspeech:/a,b/c+vctk:/d", "seed": "3"})])
+def test_one_parser_reads_options_of_command_and_notebooks(texts, options):
+    assert parse_options(texts) == options
+    joined = ",".join(f"{name}={value}" for name, value in options.items())
+    assert parse_options(joined) == options, "what the command hands to a notebook"
+
+
+@pytest.mark.parametrize(("texts", "message"), [
+    (["seed"], "NAME=VALUE"), (["seed=1", "seed=2"], "'seed' is given twice"), ("seed=1,seed=1", "given twice")])
+def test_options_that_are_none_or_given_twice_are_refused(texts, message):
+    with pytest.raises(SettingsError, match=message):
+        parse_options(texts)
+
+
+def test_folders_of_corpora_may_hold_commas_and_plus_signs():
+    settings = load_settings("smoke", 0, "data.train=ljspeech:/a,b/c+d+vctk@train:/e,f+embedded,data.generators=world,hibari")
+    assert settings.data.train == ("ljspeech:/a,b/c+d", "vctk@train:/e,f", "embedded")
+    assert settings.data.generators == ("world", "hibari")
+
+
+def test_the_preset_is_no_option():
+    with pytest.raises(SettingsError, match="--preset"):
+        load_settings("smoke", 0, "preset=study")

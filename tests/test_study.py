@@ -1,74 +1,62 @@
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from lib import study
+from lib.model import networks
+from lib.paths import kept
 from lib.settings import load_settings
-
-
-class Pool:
-    """Runs each job when it is handed in, as a pool with one worker and no queue would, and keeps their order."""
-
-    def __init__(self, jobs):
-        self.jobs = jobs
-
-    def __call__(self, *_):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def submit(self, _, origin, settings, experiment, student):
-        self.jobs.append((settings, experiment, student))
-        future = Future()
-        future.set_result(None)
-        return future
-
-
-def asked(name, done=(), steps=100, origin=None):
-    """A study whose networks are named; those of `done` are trained."""
-    one = SimpleNamespace(settings=name, steps=lambda experiment, student: 10 if student else steps)
-    one.origin = origin or one
-    one.checkpoint = lambda experiment, student: f"{one.settings}'s student" if student else f"{one.origin.settings}'s teacher"
-    one.untrained = lambda experiment, student: one.checkpoint(experiment, student) not in done
-    return one
 
 
 @pytest.fixture
 def trained(monkeypatch):
     jobs = []
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Pool(jobs))
-    settings = load_settings("smoke", 0, {"run.threads": 2, "run.device": "cpu"})
+
+    class Pool:
+        """Runs each group of jobs when it is handed in, as a pool with one worker and no queue would."""
+
+        def submit(self, _, group):
+            jobs.extend(group)
+            future = Future()
+            future.set_result(None)
+            return future
+
+    @contextmanager
+    def processes(_):
+        yield Pool()
+
+    monkeypatch.setattr(study, "processes", processes)
+    monkeypatch.setattr(study, "engine_of", lambda _: SimpleNamespace(device=SimpleNamespace(type="cpu")))
 
     def run(*studies):
-        monkeypatch.setattr(study, "engine_of", lambda _: SimpleNamespace(device=SimpleNamespace(type="cpu")))
-        # The first study's settings say how many threads there are; names stand for all others.
-        first = SimpleNamespace(**vars(studies[0]))
-        first.settings = settings
-        study.train_side_by_side([(first, "single"), *((one, "single") for one in studies[1:])])
-        return [(one if isinstance(one, str) else "first", student) for one, _, student in jobs]
+        study.train_side_by_side([(each, "single") for each in studies])
+        return [(settings.name, student) for settings, _, student in jobs]
 
     return run
 
 
+def asked(name, done=(), steps=100, teacher=""):
+    """A study whose networks are named; those of `done` are trained."""
+    settings = SimpleNamespace(name=name, run=SimpleNamespace(threads=2, training_threads=1))
+    one = SimpleNamespace(settings=settings, steps=lambda experiment, student: 10 if student else steps)
+    one.checkpoint = lambda experiment, student: f"{name}'s student" if student else f"{teacher or name}'s teacher"
+    one.untrained = lambda experiment, student: one.checkpoint(experiment, student) not in done
+    return one
+
+
 def test_a_teacher_is_trained_once_and_before_its_students(trained):
-    base = asked("a")
-    found = trained(base, asked("b", origin=base), asked("c", origin=base))
-    assert [student for _, student in found] == [False, True, True, True]
-    assert {name for name, student in found if student} == {"first", "b", "c"}
+    jobs = trained(asked("a"), asked("b", teacher="a"), asked("c", teacher="a"), asked("d"))
+    assert [job for job in jobs if job[0] != "d"] == [("a", False), ("a", True), ("b", True), ("c", True)]
 
 
 def test_the_longest_teacher_starts_first_and_no_student_waits_for_another_ones_teacher(trained):
-    found = trained(asked("a"), asked("long", steps=900), asked("ready", done=("ready's teacher",)))
-    assert found[:3] == [("long", False), ("first", False), ("ready", True)]
-    assert len(found) == 5
+    jobs = trained(asked("a"), asked("long", steps=900), asked("ready", done=("ready's teacher",)))
+    assert jobs == [("long", False), ("long", True), ("a", False), ("a", True), ("ready", True)]
 
 
 def test_one_student_whose_teacher_is_there_is_left_to_whoever_asks(trained):
@@ -92,7 +80,8 @@ def test_a_detector_that_is_there_asks_for_no_training(tmp_path, monkeypatch):
     networks = lambda kind: lambda experiment: asked_for.append((kind, experiment)) or (kind, None)  # noqa: E731
     clips = pd.DataFrame({"clip_id": ["b", "a"], "sha256": ["2", "1"]})
     one = SimpleNamespace(folder=tmp_path, settings=load_settings("smoke"), part=lambda *_: clips, prepared=lambda _: [],
-                          _student_key=lambda experiment: f"key of {experiment}", teacher=networks("teacher"), student=networks("student"))
+                          key=lambda experiment, student: f"key of {experiment}", teacher=networks("teacher"),
+                          student=networks("student"))
     monkeypatch.setattr(study, "Detector", lambda *_: Saved())
     study.Detector.load = Saved.load
     first = study.Study.detector(one, "single")
@@ -102,11 +91,51 @@ def test_a_detector_that_is_there_asks_for_no_training(tmp_path, monkeypatch):
     assert study.Study.detector(one, "single").folder != first.folder and len(asked_for) == 4
 
 
-def test_a_preset_with_short_trainings_has_short_baselines():
-    one = SimpleNamespace(settings=load_settings("smoke"))
-    assert study.Study.shortened(one, SimpleNamespace(steps=250)).steps == one.settings.training.student_steps
-    assert study.Study.shortened(one, SimpleNamespace(steps=3)).steps == 3
-    assert not hasattr(study.Study.shortened(one, SimpleNamespace()), "steps")
+@pytest.fixture
+def keyed(monkeypatch):
+    """The keys of teacher and student under options, of clips that stay the same."""
+    clips = pd.DataFrame({"sha256": ["1"], "speaker": ["a"]})
+
+    class Keyed(study.Study):
+        def __init__(self, settings):
+            self.settings = networks.resolved(settings)
+
+        def part(self, experiment, name):
+            return clips
+
+    return lambda preset="study", **options: [
+        Keyed(load_settings(preset, 0, {name.replace("__", "."): value for name, value in options.items()})).key("single", student)
+        for student in (False, True)]
+
+
+def test_a_key_holds_what_a_network_depends_on_and_no_more(keyed):
+    teacher, student = keyed()
+    assert keyed(run__seeds=3, run__bootstrap=7, scoring__pooling="mean") == [teacher, student]
+    for options in ({"training__student_steps": 7}, {"network__student_planes": ""}, {"training__augment": True}):
+        assert keyed(**options)[0] == teacher and keyed(**options)[1] != student, options
+    for options in ({"training__check_every": 7}, {"network__teacher": "random"}, {"view__hop_s": 0.016}):
+        assert keyed(**options)[0] != teacher and keyed(**options)[1] != student, options
+    assert keyed("full") == [teacher, student], "a full run goes on with what a study run made"
+    folders = [study.Study(load_settings(preset)).folder.name for preset in ("smoke", "study", "full")]
+    assert folders == ["smoke", "study", "study"]
+
+
+def test_a_key_says_which_imagenet_teacher_there_is(keyed, monkeypatch):
+    monkeypatch.setattr(networks, "resnet18_file", lambda: None)
+    lite0 = keyed(recipe="stfpm")
+    monkeypatch.setattr(networks, "resnet18_file", lambda: "there")
+    assert keyed(recipe="stfpm") != lite0 == keyed(recipe="stfpm", network__teacher="lite0")
+
+
+def test_what_is_kept_is_made_once(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return "text"
+
+    save, load = lambda value, path: path.write_text(value), lambda path: path.read_text()
+    assert [kept(tmp_path / "a", make, save, load) for _ in range(2)] == ["text", "text"] and len(made) == 1
 
 
 def test_pinning_asks_for_deterministic_kernels_without_loading_the_compiler():

@@ -21,7 +21,9 @@ from lib.data.audio import read_audio
 from lib.data.channel import FRAME, apply_channel
 from lib.detector import Detector
 from lib.evaluate.metrics import area_under_curve, conformal
+from lib.model.discrepancy import level_residuals
 from lib.model.images import image
+from lib.model.maps import combined, pooled, upsampled
 from lib.model.pyramid import folded
 from lib.model.scaling import POOLINGS
 from lib.paths import DATA
@@ -56,16 +58,16 @@ class Target:
 
 
 def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) -> torch.Tensor:
-    """The detector's anomaly, a scalar with a gradient, of an image (1, channel, frequency, frame) of a clip with
+    """The detector's anomaly, a scalar with a gradient, of an image (1, plane, frequency, frame) of a clip with
     `active` (20 ms frames,) as the channel gives it. Equal to `Detector.score_prepared` up to rounding; up = fake."""
     detector, scoring = target.detector, target.detector.settings.scoring
-    pyramids = (network(picture) for network in target.networks)
-    levels, masks = zip(*detector.residuals(*pyramids, active, picture.shape[-1]))
+    pyramids = (network(None, picture) for network in target.networks)
+    levels, masks = zip(*level_residuals(*pyramids, active, detector.settings.view, picture.shape[-1]))
     if scoring.pooling in POOLINGS:
         maps = [detector.scaling.apply(index, parts, scoring.scaling) for index, parts in enumerate(levels)]
-        whole = detector.combined(maps, tuple(levels[0].shape[-2:]), scoring.combine)
-        return detector.pooled(whole, masks[0])[scoring.pooling]
-    profile = detector.profile(detector.profiled(list(levels), scoring.scaling), masks)
+        grown = [upsampled(level, levels[0].shape[-2:]) for level in maps]
+        return pooled(combined(grown, scoring.combine, scoring.scaling), masks[0])[scoring.pooling]
+    profile = detector.profile(detector.scaling.profiled(list(levels), scoring.scaling), masks)
     z = (profile - target.mean) / target.deviation
     squared = {"profile": lambda: z @ target.precision @ z / len(z), "two_sided": lambda: (z**2).mean(),
                "one_sided": lambda: (z.clamp_min(0) ** 2).mean()}[scoring.pooling]()
@@ -73,7 +75,7 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
 
 
 def pictured(target: Target, audio: torch.Tensor) -> torch.Tensor:
-    """The image (1, channel, frequency, frame) of audio (samples,) behind the channel, with a gradient."""
+    """The image (1, plane, frequency, frame) of audio (samples,) behind the channel, with a gradient."""
     settings = target.detector.settings
     return image(audio[None], settings.view, settings.channel)
 

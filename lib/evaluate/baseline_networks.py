@@ -19,7 +19,7 @@ from lib.data.channel import FRAME, channel_noise
 from lib.data.scorefiles import load_scores, save_scores, score_frame
 from lib.evaluate import baselines
 from lib.evaluate.baselines import BANDS, CHANNEL, COEFFICIENTS, Baseline, Clip, checked_clips, lfcc, log_mel
-from lib.model.images import channel_count, image
+from lib.model.images import FrontEnd, image
 from lib.model.perturbations import perturbed
 from lib.model.pyramid import ResNetPyramid
 from lib.model.training import learning_rate
@@ -129,7 +129,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
         """(batch, 1, frequency, frame) and their activity (batch, frame) -> logits (batch,)."""
-        features = self.body(images)
+        features = self.body(None, images) if isinstance(self.body, ResNetPyramid) else self.body(images)
         features = features[-1] if isinstance(features, list) else features
         return self.linear(active_mean(features.mean(dim=2), active))[:, 0]
 
@@ -177,7 +177,7 @@ class SupervisedResNet(Supervised):
         self.view = view
 
     def _network(self) -> nn.Module:
-        body = ResNetPyramid(channel_count(self.view.channels), 16, 3)
+        body = ResNetPyramid(FrontEnd(self.view, self.channel), 16, 3)
         return Classifier(body, body.channels[-1])
 
     def _images(self, audio: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
@@ -25,10 +24,9 @@ from torchaudio.functional import compute_deltas
 from lib import seeds
 from lib.data.channel import FRAME, traits
 from lib.engine import side_by_side
-from lib.model.checkpoints import _sound
+from lib.model.checkpoints import sound
 from lib.model.discrepancy import band_means
-from lib.model.images import channel_count, image
-from lib.model.networks import PerturbationTeacher
+from lib.model.networks import PerturbationTeacher, new_teacher
 from lib.model.pyramid import folded, freeze
 from lib.model.scaling import PROFILE_SCORES, Typicality
 from lib.settings import RATE_HZ, Channel, Scoring
@@ -281,20 +279,18 @@ def teacher_views(study: Study, experiment: str) -> dict[str, Features]:
     settings, teacher = study.settings, study.teacher(experiment)[0]
     fast, readers = folded(teacher), getattr(teacher, "readers", [])
 
-    def planes(audio: np.ndarray) -> torch.Tensor:
-        picture = image(torch.from_numpy(audio)[None], settings.view, settings.channel)
-        return picture.contiguous(memory_format=torch.channels_last)
+    def features(audio: np.ndarray) -> list[torch.Tensor]:
+        return fast(torch.from_numpy(audio)[None])
 
     def readings(audio: np.ndarray) -> list[torch.Tensor]:
-        return [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, fast(planes(audio)))]
+        return [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, features(audio))]
 
-    views = {"features": lambda audio: fast(planes(audio))}
+    views = {"features": features}
     if len(readers):
-        network, folder = settings.network, study.checkpoint(experiment, student=False)
-        sizes = channel_count(settings.view.channels), network.teacher_width, network.levels, network.stem
+        folder = study.checkpoint(experiment, student=False)
         best = json.loads((folder / "checkpoint.json").read_text())["files"]["best"]
-        namer = PerturbationTeacher(*sizes)
-        namer.load_state_dict(load_file(_sound(folder, best)))
-        freeze(namer)
-        views |= {"readings": readings, "logits": lambda audio: namer(planes(audio))}
+        namer = PerturbationTeacher(new_teacher(settings))
+        namer.load_state_dict(sound(folder, best))
+        freeze(namer).to(memory_format=torch.channels_last)
+        views |= {"readings": readings, "logits": lambda audio: namer(torch.from_numpy(audio)[None])}
     return views

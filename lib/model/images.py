@@ -1,57 +1,79 @@
-"""Owns the time-frequency front end: the image of speech that the networks see, with axes in seconds and hertz."""
+"""Owns the time-frequency front end: the image of speech that networks see, with axes in seconds and hertz."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from lib.data.channel import FRAME
 from lib.settings import RATE_HZ, Channel, View
 
 FLOOR = 1e-5
 """Floor of magnitudes before the logarithm; 40 dB below the channel's own noise, so it never shapes a score."""
-GROUP_SIZES = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4, "mel": 1, "wave": 1}
+PLANE_COUNTS = {"level": 1, "advance": 2, "delay": 2, "short": 1, "pulse": 4}
 
 
-def channel_count(groups: tuple[str, ...]) -> int:
-    """Number of image channels of the named groups. Raises ValueError for an unknown group, or for "mel" beside another: its rows
-    are other frequencies."""
-    unknown = [group for group in groups if group not in GROUP_SIZES]
+def plane_count(groups: tuple[str, ...]) -> int:
+    """Number of planes of the named groups. Raises ValueError for an unknown group."""
+    unknown = [group for group in groups if group not in PLANE_COUNTS]
     if unknown:
-        raise ValueError(f"unknown image channels {unknown}; expected some of {', '.join(GROUP_SIZES)}")
-    if "mel" in groups and len(groups) > 1:
-        raise ValueError(f"mel bands cannot share an image with {', '.join(group for group in groups if group != 'mel')}: give them alone")
-    return sum(GROUP_SIZES[group] for group in groups)
+        raise ValueError(f"unknown image planes {unknown}; expected some of {', '.join(PLANE_COUNTS)}")
+    return sum(PLANE_COUNTS[group] for group in groups)
 
 
-def channel_slice(view: View, groups: tuple[str, ...]) -> list[int]:
-    """Positions of the channels of `groups` in an image of `view`."""
+def plane_places(view: View, groups: tuple[str, ...]) -> list[int]:
+    """Positions of the planes of `groups` in an image of `view`."""
     positions, first = [], 0
-    for group in view.channels:
+    for group in view.planes:
         if group in groups:
-            positions += range(first, first + GROUP_SIZES[group])
-        first += GROUP_SIZES[group]
+            positions += range(first, first + PLANE_COUNTS[group])
+        first += PLANE_COUNTS[group]
     return positions
 
 
+class FrontEnd(nn.Module):
+    """A network's front end, without weights: audio (batch, samples) after the shared channel -> image (batch, plane,
+    frequency, frame) of those `planes` of the view that the network sees (empty: all).
+
+    With `picture`, the view's image of the same audio, its planes are taken from there: teacher and student share one.
+    With `colours`, three planes play red, green and blue: the first one thrice, or level, cosine of advance, of delay.
+    """
+
+    def __init__(self, view: View, channel: Channel, planes: tuple[str, ...] = (), colours: bool = False) -> None:
+        super().__init__()
+        self.view, self.channel = view, channel
+        self.own = replace(view, planes=tuple(group for group in view.planes if group in (planes or view.planes)))
+        self.colours = ([0, 1, 3] if plane_count(self.own.planes) > 3 else [0, 0, 0]) if colours else []
+
+    @property
+    def planes(self) -> int:
+        """Number of planes that come out."""
+        return len(self.colours) or plane_count(self.own.planes)
+
+    def forward(self, audio: torch.Tensor, picture: torch.Tensor | None = None) -> torch.Tensor:
+        if picture is None:
+            picture = image(audio, self.own, self.channel)
+        elif self.own != self.view:
+            picture = picture[:, plane_places(self.view, self.own.planes)]
+        return picture[:, self.colours] if self.colours else picture
+
+
 def hop_samples(view: View) -> int:
+    """Samples from frame to frame."""
     return round(view.hop_s * RATE_HZ)
 
 
 def transform_size(view: View, channel: Channel) -> int:
-    """Length of the Fourier transform: the power of two whose bins come nearest to the wanted spacing of rows; for mel bands, twice
-    the window's next power of two."""
-    if "mel" in view.channels:
-        return 2 ** int(np.ceil(np.log2(view.window_s * RATE_HZ)) + 1)
+    """Length of the Fourier transform: the power of two whose bins come nearest to the wanted spacing of rows."""
     return 2 ** round(np.log2(RATE_HZ * view.bins / (channel.high_hz - channel.low_hz)))
 
 
 def row_hz(view: View, channel: Channel) -> np.ndarray:
     """Centre frequency of every row in Hz, (bins,)."""
-    if "mel" in view.channels:
-        return _mel_hz(view, channel)[1:-1]
     step = RATE_HZ / transform_size(view, channel)
     return (round(channel.low_hz / step) + np.arange(view.bins)) * step
 
@@ -59,22 +81,6 @@ def row_hz(view: View, channel: Channel) -> np.ndarray:
 def frame_s(view: View, frames: int) -> np.ndarray:
     """Centre time of every frame in seconds, (frames,): frame n is centred on sample n * hop."""
     return np.arange(frames) * hop_samples(view) / RATE_HZ
-
-
-def _mel_hz(view: View, channel: Channel) -> np.ndarray:
-    """Edges and centres of `bins` overlapping mel bands in Hz, (bins + 2,): HTK's scale, 2595 log10(1 + f / 700)."""
-    from librosa import mel_frequencies
-
-    return mel_frequencies(view.bins + 2, fmin=channel.low_hz, fmax=channel.high_hz, htk=True)
-
-
-@functools.lru_cache(maxsize=4)
-def _mel_bank(view: View, channel: Channel) -> torch.Tensor:
-    """Triangular filters of unit sum over the bins of the transform, (bins, bin)."""
-    from torchaudio.functional import melscale_fbanks
-
-    bank = melscale_fbanks(transform_size(view, channel) // 2 + 1, channel.low_hz, channel.high_hz, view.bins, RATE_HZ).T
-    return bank / bank.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 @functools.lru_cache(maxsize=16)
@@ -89,20 +95,15 @@ def _stft(audio: torch.Tensor, size: int, hop: int, window_s: float) -> torch.Te
 
 
 def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
-    # Three times as fast as abs(), which takes care not to overflow; audio of full scale is 10^15 times too small for that.
+    # Three times as fast as abs(), which takes care not to overflow; full scale is 10^15 times too small for that.
     parts = torch.view_as_real(spectrum)
     return torch.addcmul(parts[..., 0] * parts[..., 0], parts[..., 1], parts[..., 1]).sqrt()
 
 
 def _log_level(magnitude: torch.Tensor, window_s: float) -> torch.Tensor:
-    # A window of n samples passes white noise with a magnitude of about sqrt(n): dividing by it makes windows alike. The
-    # two constants bring speech at the channel's level to about zero mean and unit deviation.
+    # A window of n samples passes white noise with a magnitude of about sqrt(n): dividing by it makes windows alike.
+    # The two constants bring speech at the channel's level to about zero mean and unit deviation.
     return (torch.log(magnitude / np.sqrt(window_s * RATE_HZ) + FLOOR) + 5.5) / 1.8
-
-
-def level_power(level: torch.Tensor) -> torch.Tensor:
-    """The inverse of the plane "level": its power, as the squared magnitude over the window's number of samples."""
-    return ((level * 1.8 - 5.5).exp() - FLOOR).clamp_min(0) ** 2
 
 
 def _unit(step: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,79 +113,68 @@ def _unit(step: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def _pulses(audio: torch.Tensor, view: View, hop: int, size: int, rows: range, frames: int) -> torch.Tensor:
-    """Log-magnitudes through a window of `pulse_s`, four of them a hop apart by a quarter: (batch, 4, frequency, frame).
+    """Log-magnitudes through a window of `pulse_s`, four a quarter of a hop apart: (batch, 4, frequency, frame).
 
     Few bins are enough for so short a window; each is repeated to the spacing of the image's rows.
     """
-    parts, small = GROUP_SIZES["pulse"], 128
+    parts, small = PLANE_COUNTS["pulse"], 128
     fine = _log_level(_magnitude(_stft(audio, small, hop // parts, view.pulse_s)), view.pulse_s)
-    fine = torch.nn.functional.pad(fine, (parts // 2, frames * parts))[..., : frames * parts].unflatten(-1, (frames, parts))
+    fine = nn.functional.pad(fine, (parts // 2, frames * parts))[..., : frames * parts].unflatten(-1, (frames, parts))
     coarse = torch.tensor(rows, device=audio.device) // (size // small)
     return fine.permute(0, 3, 1, 2).contiguous().index_select(2, coarse)
 
 
-def _folded(audio: torch.Tensor, hop: int, rows: int, frames: int) -> torch.Tensor:
-    """The samples themselves, (batch, frequency, frame): in frame n those from n * hop on, the first in the lowest row; what is left
-    of the rows is zero. Raises ValueError where a hop has more samples than the image has rows."""
-    if hop > rows:
-        raise ValueError(f'the image channel "wave" needs a row for each of the {hop} samples of a hop, found {rows}: raise view.bins')
-    whole = torch.nn.functional.pad(audio, (0, frames * hop - audio.shape[-1])).unflatten(-1, (frames, hop))
-    return torch.nn.functional.pad(whole.transpose(1, 2), (0, 0, 0, rows - hop))
-
-
 def image(audio: torch.Tensor, view: View, channel: Channel) -> torch.Tensor:
-    """Images of a batch of recordings: (batch, samples) at 16 kHz -> (batch, channel, frequency, frame) float32.
+    """Images of a batch of recordings: (batch, samples) at 16 kHz -> (batch, plane, frequency, frame) float32.
 
     level and short: natural logarithm of the magnitude through a long and a short window. advance: cosine and sine of
-    the phase step from frame to frame, less the step of the bin's own centre frequency. delay: the same from bin to bin,
+    the phase step from frame to frame, less the step of the bin's centre frequency. delay: the same from bin to bin,
     which is the group delay about the window's centre. Vocoders that lose phase change the last two while magnitudes
-    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. wave: the samples. mel, only alone: the
-    logarithm of the root of the mean power in `bins` mel bands. Raises ValueError where the recording is shorter than one window
-    or a group of channels is unknown.
+    stay right. pulse: magnitudes through a window shorter than a pitch period, four of them a hop. Raises ValueError
+    where the recording is shorter than one window or a group of planes is unknown.
     """
     size, hop = transform_size(view, channel), hop_samples(view)
     if audio.shape[-1] < size:
-        raise ValueError(f"too short: expected at least {size} samples ({size / RATE_HZ:.3f} s), found {audio.shape[-1]}")
-    if "mel" in view.channels:
-        channel_count(view.channels)
-        power = _stft(audio, size, hop, view.window_s).abs().square()
-        return _log_level((_mel_bank(view, channel).to(audio.device) @ power).sqrt(), view.window_s)[:, None]
+        expected = f"expected at least {size} samples ({size / RATE_HZ:.3f} s)"
+        raise ValueError(f"too short: {expected}, found {audio.shape[-1]}")
     first = round(channel.low_hz * size / RATE_HZ)
     rows = range(first, min(first + view.bins, size // 2 + 1))
     # One row more than the image has, for the step from its last row to the next.
     spectrum = _stft(audio, size, hop, view.window_s)[..., first : rows.stop + 1, :]
     frames, magnitude = spectrum.shape[-1], _magnitude(spectrum)
-    planes = audio.new_empty((len(audio), channel_count(view.channels), len(rows), frames), dtype=torch.float32)
-    last = -1
-    for group in view.channels:
-        last += 1
+    planes = audio.new_empty((len(audio), plane_count(view.planes), len(rows), frames), dtype=torch.float32)
+    place = 0
+    for group in view.planes:
         if group == "level":
-            planes[:, last] = _log_level(magnitude[..., : len(rows), :], view.window_s)
+            planes[:, place] = _log_level(magnitude[..., : len(rows), :], view.window_s)
         elif group == "short":
-            planes[:, last] = _log_level(_magnitude(_stft(audio, size, hop, view.short_s)[..., first : rows.stop, :]), view.short_s)
+            short = _stft(audio, size, hop, view.short_s)[..., first : rows.stop, :]
+            planes[:, place] = _log_level(_magnitude(short), view.short_s)
         elif group == "pulse":
-            planes[:, last : last + 4] = _pulses(audio, view, hop, size, rows, frames)
-            last += 3
-        elif group == "wave":
-            planes[:, last] = _folded(audio, hop, len(rows), frames)
+            planes[:, place : place + 4] = _pulses(audio, view, hop, size, rows, frames)
         elif group == "advance":
             inner = slice(0, len(rows))
             step = spectrum[..., inner, 1:] * spectrum[..., inner, :-1].conj()
             turn = torch.exp(torch.tensor(rows, device=audio.device)[:, None] * (-2j * np.pi * hop / size))
-            cosine, sine = _unit(step * turn, magnitude[..., inner, 1:] * magnitude[..., inner, :-1])
-            for plane, part in zip((last, last + 1), (cosine, sine)):
+            parts = _unit(step * turn, magnitude[..., inner, 1:] * magnitude[..., inner, :-1])
+            for plane, part in enumerate(parts, place):
                 planes[:, plane, :, 1:] = part
                 planes[:, plane, :, 0] = part[..., 0]
-            last += 1
         elif group == "delay":
             # A frame's own centre lies half a transform after its first sample: a phase step of pi.
             step = -(spectrum[..., 1:, :] * spectrum[..., :-1, :].conj())
-            cosine, sine = _unit(step, magnitude[..., 1:, :] * magnitude[..., :-1, :])
-            for plane, part in zip((last, last + 1), (cosine, sine)):
+            for plane, part in enumerate(_unit(step, magnitude[..., 1:, :] * magnitude[..., :-1, :]), place):
                 planes[:, plane, : part.shape[-2]] = part
                 planes[:, plane, part.shape[-2] :] = part[..., -1:, :]  # where the image reaches half the rate
-            last += 1
+        place += PLANE_COUNTS[group]
     return planes
+
+
+def stride_of(size: int, level_size: int) -> int:
+    """Image rows for each row of a pyramid level, or frames for each frame: 4, 8, 16. Levels are rounded up, so that a
+    whole quotient is not enough: of 33 frames a stride of 16 leaves 3."""
+    powers = (2**power for power in range(size.bit_length() + 1))
+    return next((stride for stride in powers if -(-size // stride) == level_size), round(size / level_size))
 
 
 def activity(active: np.ndarray, view: View, frames: int) -> np.ndarray:

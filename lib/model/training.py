@@ -3,34 +3,41 @@ validation loss, and the two trainings of the study (perturbation teacher, match
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn import functional
 
 from lib import seeds
 from lib.data.channel import ClipReader, channel_noise
 from lib.engine import Engine, current
-from lib.model.checkpoints import CheckpointError, _sound, _stored
+from lib.model.checkpoints import CheckpointError, sound, stored
 from lib.model.discrepancy import matching_loss
-from lib.model.images import channel_count, image
-from lib.model.networks import EfficientNetPyramid, PerturbationTeacher, new_student, token_teacher
+from lib.model.images import FrontEnd
+from lib.model.networks import PerturbationTeacher, new_student, new_teacher, resolved
 from lib.model.perturbations import Damage, perturbed
-from lib.model.pyramid import ResNetPyramid, Standardised, freeze, initialise, settle
-from lib.paths import clear_stale, locked, write_json
-from lib.settings import RATE_HZ, TOKEN_TEACHERS, Settings
+from lib.model.pyramid import Standardised, freeze, initialise, settle
+from lib.paths import clear_stale, write_json
+from lib.settings import RATE_HZ, SPEECH_MODELS, Settings
+
+Draw = Callable[[int], tuple[np.ndarray, np.random.Generator]]
+"""What a step is made from: its crops, and the random stream that goes on from there. It depends on the step alone."""
+Loss = Callable[[nn.Module, np.ndarray, np.random.Generator], torch.Tensor]
 
 
 def augmented(crops: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Bona fide crops through random recording chains: equaliser tilt of up to 6 dB an octave-decade, level, extra noise."""
+    """Bona fide crops (batch, samples) through random recording chains: equaliser tilt of up to 2 dB an octave, level,
+    extra noise."""
     spectrum = np.fft.rfft(crops)
     octaves = np.log2(np.maximum(np.fft.rfftfreq(crops.shape[1], 1 / RATE_HZ), 60) / 1000)
     tilt = random.uniform(-2, 2, (len(crops), 1))
@@ -50,10 +57,6 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
 
 
-Draw = Callable[[int], tuple[np.ndarray, np.random.Generator]]
-"""What a step is made from: its crops, and the random stream that goes on from there. It depends on the step alone."""
-
-
 class _Steps(torch.utils.data.Dataset):
     def __init__(self, draw: Draw, first: int, steps: int) -> None:
         self.draw, self.first, self.steps = draw, first, steps
@@ -66,7 +69,7 @@ class _Steps(torch.utils.data.Dataset):
 
 
 def drawn(draw: Draw, first: int, steps: int, workers: int) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
-    """`draw(step)` of every step in order; with `workers`, made ahead by that many processes (each with its own cache)."""
+    """`draw(step)` of every step in order; with `workers`, made ahead by that many processes with a cache each."""
     data = _Steps(draw, first, steps)
     if not workers:
         return (data[index] for index in range(len(data)))
@@ -75,90 +78,44 @@ def drawn(draw: Draw, first: int, steps: int, workers: int) -> Iterator[tuple[np
                                             multiprocessing_context="fork", prefetch_factor=4))
 
 
-def fit(network: nn.Module, draw: Draw, loss: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
-        validation: Callable[[], float], settings: Settings, steps: int, folder: Path, key: str,
-        say: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
-    """Minimise `loss(*draw(step))` for `steps` steps and leave the weights with the lowest `validation()` in `network`.
+def fit(network: nn.Module, draw: Draw, loss: Loss, validation: Callable[[nn.Module], float], settings: Settings,
+        steps: int, folder: Path, key: str, say: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
+    """Minimise `loss(network, *draw(step))` for `steps` steps, then leave the weights with the lowest
+    `validation(network)` in `network`, frozen.
 
     Everything random in a step comes from its number, so a run killed at any step and started again equals one that was
-    never interrupted, bit for bit on one device and thread count. Of several processes (lib.engine), each has the loss of its
-    own rows, a mean over rows; all must see one file system, on which the first one writes. `folder` gets
-    best-STEP.safetensors, last-STEP.safetensors and checkpoint.json, which is written last and names the other two: they
-    count from then on. Returns the curve: step, loss, validation.
+    never interrupted, bit for bit on one device and thread count. Of several processes (lib.engine), each has the loss
+    of its own rows, a mean over rows; all must see one file system, on which the first one writes. `folder` gets
+    best-STEP.safetensors, last-STEP.safetensors and checkpoint.json, which is written last and names the other two:
+    they count from then on. Returns the curve: step, loss, validation.
     Raises CheckpointError where the folder holds a checkpoint of another `key`, FloatingPointError on a NaN loss.
     """
     engine, folder = engine_of(settings), Path(folder)
-    with ExitStack() as held:
+    if engine.main:
+        folder.mkdir(parents=True, exist_ok=True)
+    # A second run of the same training waits, and finds it done.
+    with FileLock(folder / ".lock") if engine.main else nullcontext():
         if engine.main:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / ".lock"))  # a second run of the same training waits, and finds it done
             clear_stale(folder)
-        return _fitted(engine, network, draw, loss, validation, settings, steps, folder, key, say)
-
-
-def _fitted(engine: Engine, network: nn.Module, draw: Draw, loss: Callable, validation: Callable, settings: Settings, steps: int,
-            folder: Path, key: str, say: Callable[[str], None]) -> pd.DataFrame:
-    from safetensors.torch import load_file
-
-    network, sheet = engine.share(network), folder / "checkpoint.json"
-    saved = json.loads(sheet.read_text()) if sheet.exists() else {"key": key, "step": 0, "best": math.inf, "history": [], "files": {}}
-    if saved["key"] != key:
-        raise CheckpointError(f"{folder} holds another training; remove it or choose another folder")
-    if saved["step"] < steps:  # an optimiser for nothing would load torch's compiler: 2 s
-        _advance(engine, network, draw, loss, validation, settings, steps, folder, saved, say)
-    engine.wait()
-    saved = json.loads(sheet.read_text())
-    engine.release(network).load_state_dict(load_file(_sound(folder, saved["files"]["best"])))
+        saved = _saved(folder, key)
+        if saved["step"] < steps:  # an optimiser for nothing would load torch's compiler: 2 s
+            _advance(engine, copy.deepcopy(network), draw, loss, validation, settings, steps, folder, saved, say)
+        engine.wait()
+        saved = _saved(folder, key)
+        network.load_state_dict(sound(folder, saved["files"]["best"]))
     freeze(network)
     return pd.DataFrame(saved["history"])
 
 
-def _advance(engine: Engine, network: nn.Module, draw: Draw, loss: Callable, validation: Callable, settings: Settings, steps: int,
-             folder: Path, saved: dict[str, object], say: Callable[[str], None]) -> None:
-    """Train from what is `saved` to the last of `steps`."""
-    from safetensors.torch import load_file
-
-    training, parameters = settings.training, dict(network.named_parameters())
-    if training.optimiser == "sgd":
-        optimiser = torch.optim.SGD(parameters.values(), lr=0.4, momentum=0.9, weight_decay=training.weight_decay)
-    else:
-        optimiser = torch.optim.AdamW(parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    peak = 0.4 if training.optimiser == "sgd" else training.learning_rate
-    first, best, history, files = saved["step"], saved["best"], saved["history"], saved["files"]
-    if files:
-        state = load_file(_sound(folder, files["last"]))
-        network.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
-        for name, parameter in parameters.items():
-            slots = {text.split(".", 2)[1]: state[text] for text in state if text.startswith("optim.") and
-                     text.split(".", 2)[2] == name}
-            # AdamW counts its steps in a number that belongs on the CPU.
-            optimiser.state[parameter] = {slot: value.to(engine.device) if value.ndim else value for slot, value in slots.items()}
-    began, since = time.time(), []
-    ahead = drawn(draw, first, steps, settings.run.workers)
-    for step in range(first, steps):
-        network.train()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        with torch.autocast(engine.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            value = loss(*next(ahead))
-        since.append(engine.mean(value.item()))
-        if not math.isfinite(since[-1]):
-            raise FloatingPointError(f"the training loss is {since[-1]} at step {step}; lower training.learning_rate")
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        engine.average(parameters.values())
-        optimiser.step()
-        if (step + 1) % training.check_every == 0 or step + 1 == steps:
-            network.eval()
-            with torch.no_grad():
-                held_out = validation()
-            history.append({"step": step + 1, "loss": float(np.mean(since)), "validation": held_out})
-            since = []
-            if engine.main:
-                files, best = _kept(folder, saved["key"], network, optimiser, history, files, best)
-            rate = (time.time() - began) / (step + 1 - first)
-            say(f"step {step + 1}/{steps}  loss {history[-1]['loss']:.4f}  validation {held_out:.4f}  "
-                f"{rate * (steps - step - 1):.0f} s left")
+def _saved(folder: Path, key: str) -> dict[str, object]:
+    """The sheet of the training in `folder`, or that of one that has not begun."""
+    sheet = folder / "checkpoint.json"
+    if not sheet.exists():
+        return {"key": key, "step": 0, "best": math.inf, "history": [], "files": {}}
+    saved = json.loads(sheet.read_text())
+    if saved["key"] != key:
+        raise CheckpointError(f"{folder} holds another training; remove it or choose another folder")
+    return saved
 
 
 def steps_done(folder: Path) -> int:
@@ -167,38 +124,85 @@ def steps_done(folder: Path) -> int:
     return json.loads(sheet.read_text())["step"] if sheet.exists() else 0
 
 
+def _advance(engine: Engine, network: nn.Module, draw: Draw, loss: Loss, validation: Callable[[nn.Module], float],
+             settings: Settings, steps: int, folder: Path, saved: dict[str, object],
+             say: Callable[[str], None]) -> None:
+    """Train from what is `saved` to the last of `steps`."""
+    training, shared = settings.training, engine.share(network)
+    parameters = dict(network.named_parameters())
+    kind, options = (torch.optim.SGD, {"momentum": 0.9}) if training.optimiser == "sgd" else (torch.optim.AdamW, {})
+    optimiser = kind(parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay, **options)
+    if saved["files"]:
+        _restore(network, optimiser, sound(folder, saved["files"]["last"]), engine.device)
+    first, began, since = saved["step"], time.time(), []
+    ahead = drawn(draw, first, steps, settings.run.workers)
+    for step in range(first, steps):
+        network.train()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, training.learning_rate)
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            value = loss(shared, *next(ahead))
+        since.append(engine.mean(value))
+        if not math.isfinite(since[-1]):
+            raise FloatingPointError(f"the training loss is {since[-1]} at step {step}; lower training.learning_rate")
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        if (step + 1) % training.check_every == 0 or step + 1 == steps:
+            network.eval()
+            with torch.no_grad():
+                held_out = validation(network)
+            saved["history"].append({"step": step + 1, "loss": float(np.mean(since)), "validation": held_out})
+            if engine.main:
+                keep(folder, saved, network, optimiser)
+            left = (time.time() - began) / (step + 1 - first) * (steps - step - 1)
+            say(f"step {step + 1}/{steps}  loss {np.mean(since):.4f}  validation {held_out:.4f}  {left:.0f} s left")
+            since = []
+
+
+def _restore(network: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, torch.Tensor],
+             device: torch.device) -> None:
+    network.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
+    slots: dict[str, dict[str, torch.Tensor]] = {}
+    for _, slot, name in (text.split(".", 2) for text in state if text.startswith("optim.")):
+        value = state[f"optim.{slot}.{name}"]
+        # AdamW counts its steps in a number that belongs on the CPU.
+        slots.setdefault(name, {})[slot] = value.to(device) if value.ndim else value
+    for name, parameter in network.named_parameters():
+        optimiser.state[parameter] = slots.get(name, {})
+
+
+def keep(folder: Path, saved: dict[str, object], network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Write the checkpoint of the last entry of the history in `saved`, and bring `saved` up to date."""
+    stale, files = saved["files"], dict(saved["files"])
+    saved["step"], held_out = saved["history"][-1]["step"], saved["history"][-1]["validation"]
+    if held_out < saved["best"]:
+        saved["best"] = held_out
+        files["best"] = stored(folder / f"best-{saved['step']}.safetensors", network.state_dict())
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        state = optimiser.state[parameter].items()
+        tensors |= {f"optim.{slot}.{name}": value for slot, value in state if torch.is_tensor(value)}
+    files["last"] = stored(folder / f"last-{saved['step']}.safetensors", tensors)
+    saved["files"] = files
+    write_json(folder / "checkpoint.json", saved)
+    for kind, (name, _) in stale.items():
+        if files[kind][0] != name:
+            (folder / name).unlink(missing_ok=True)
+
+
 def engine_of(settings: Settings) -> Engine:
+    """The engine that trains what the settings name."""
     layout = settings.run.layout
-    if layout == "auto" and settings.network.teacher in ("imagenet", *TOKEN_TEACHERS):
+    if layout == "auto" and resolved(settings).network.teacher in ("lite0", *SPEECH_MODELS):
         layout = "contiguous"  # depthwise and one-dimensional convolutions gain nothing
     return current(settings.run.device, layout)
 
 
-def _kept(folder: Path, key: str, network: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict[str, float]],
-          files: dict[str, list[str]], best: float) -> tuple[dict[str, list[str]], float]:
-    """Write the checkpoint of the last entry of `history`; the files that count now, and the lowest validation loss."""
-    step, held_out, stale, files = history[-1]["step"], history[-1]["validation"], files, dict(files)
-    if held_out < best:
-        best = held_out
-        files["best"] = _stored(folder / f"best-{step}.safetensors", network.state_dict())
-    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        tensors |= {f"optim.{slot}.{name}": value for slot, value in optimiser.state[parameter].items() if torch.is_tensor(value)}
-    files["last"] = _stored(folder / f"last-{step}.safetensors", tensors)
-    write_json(folder / "checkpoint.json", {"key": key, "step": step, "best": best, "history": history, "files": files})
-    for kind, (name, _) in stale.items():
-        if files[kind][0] != name:
-            (folder / name).unlink(missing_ok=True)
-    return files, best
-
-
-def _images(crops: np.ndarray, settings: Settings, random: np.random.Generator, rows: slice = slice(None),
-            engine: Engine | None = None) -> torch.Tensor:
-    """Images of the `rows` of a batch of crops, each with its noise; on the CPU, or where `engine` computes."""
-    noisy = torch.from_numpy((crops + channel_noise(crops.shape, settings.channel, random))[rows])
-    if engine is None:
-        return image(noisy, settings.view, settings.channel)
-    return image(engine.give(noisy), settings.view, settings.channel).contiguous(memory_format=engine.layout)
+def _noisy(crops: np.ndarray, settings: Settings, random: np.random.Generator,
+           rows: slice = slice(None)) -> torch.Tensor:
+    """The `rows` of a batch of crops, each with the channel's noise."""
+    return torch.from_numpy((crops + channel_noise(crops.shape, settings.channel, random))[rows])
 
 
 def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings, random: np.random.Generator,
@@ -208,9 +212,10 @@ def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings,
     engine = engine_of(settings)
     total = torch.zeros((), device=engine.device)
     damage = Damage(engine.give(damage.boxes[rows]), engine.give(damage.kinds[rows]), damage.size)
-    for logits in network(_images(damaged.numpy(), settings, random, rows, engine)):
+    for logits in network(engine.give(_noisy(damaged.numpy(), settings, random, rows))):
         target = damage.on_grid(settings.channel.low_hz, settings.channel.high_hz, logits.shape[2:])
-        total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=logits.new_tensor(2.0))
+        weight = logits.new_tensor(2.0)  # a damaged place is the rarer one
+        total = total + functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
     return total
 
 
@@ -218,72 +223,63 @@ def train_teacher(reader: ClipReader, held_out: ClipReader, settings: Settings, 
                   say: Callable[[str], None] = lambda _: None) -> tuple[nn.Module, pd.DataFrame]:
     """The teacher of `settings.network.teacher`, frozen, and its training curve (empty where nothing is trained).
 
-    random: seeded He-normal weights, batch norms settled on bona fide speech. imagenet: EfficientNet-Lite0. whisper: the
-    encoder of Whisper-tiny (lib.model.whisper). wav2vec2, hubert, wavlm: lib.model.speech_models. perturbation: a pyramid trained to name
-    local perturbations of bona fide speech.
+    random: seeded He-normal weights, batch norms settled on bona fide speech. perturbation: a pyramid trained to name
+    local perturbations of bona fide speech. The others are pretrained (lib.model.networks).
     """
-    network, training, seed = settings.network, settings.training, settings.seed
-    inputs, samples = channel_count(settings.view.channels), round(training.window_s * RATE_HZ)
+    training, seed, samples = settings.training, settings.seed, round(settings.training.window_s * RATE_HZ)
     random = seeds.stream(seed, "settle")
-    speech = [_images(reader.crops(training.batch, samples, random), settings, random) for _ in range(8)]
+    speech = [_noisy(reader.crops(training.batch, samples, random), settings, random) for _ in range(8)]
+    pyramid, readers, history = new_teacher(settings), [], pd.DataFrame()
+    if settings.network.teacher == "random":
+        settle(initialise(pyramid, seed, "teacher"), speech)
+    elif settings.network.teacher == "perturbation":
+        teacher = initialise(PerturbationTeacher(pyramid), seed, "teacher")
+        rows = engine_of(settings).rows(training.batch)
 
-    def finished(pyramid: nn.Module, readers: list[torch.Tensor] = ()) -> nn.Module:
-        return Standardised(freeze(pyramid), readers).measure(speech) if network.standardise else freeze(pyramid)
+        def draw(step: int) -> tuple[np.ndarray, np.random.Generator]:
+            random = seeds.stream(seed, "teacher", step)
+            return reader.crops(training.batch, samples, random, rows), random
 
-    if network.teacher == "imagenet":
-        return finished(EfficientNetPyramid(pretrained=True, inputs=inputs)), pd.DataFrame()
-    if network.teacher in TOKEN_TEACHERS:
-        return finished(token_teacher(settings)), pd.DataFrame()
-    if network.teacher == "random":
-        teacher = initialise(ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem), seed, "teacher")
-        return finished(settle(teacher, speech)), pd.DataFrame()
-    teacher = initialise(PerturbationTeacher(inputs, network.teacher_width, network.levels, network.stem), seed, "teacher")
+        def loss(network: nn.Module, crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+            return perturbation_loss(network, crops, settings, random, rows)
 
-    rows = engine_of(settings).rows(training.batch)
+        def validation(network: nn.Module) -> float:
+            random = seeds.stream(0, "teacher validation")
+            crops = (held_out.crops(16, samples, random) for _ in range(6))
+            return float(np.mean([perturbation_loss(network, batch, settings, random).item() for batch in crops]))
 
-    def draw(step: int) -> tuple[np.ndarray, np.random.Generator]:
-        random = seeds.stream(seed, "teacher", step)
-        return reader.crops(training.batch, samples, random, rows), random
-
-    def loss(crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        return perturbation_loss(teacher, crops, settings, random, rows)
-
-    def validation() -> float:
-        random = seeds.stream(0, "teacher validation")
-        return float(np.mean([perturbation_loss(teacher, held_out.crops(16, samples, random), settings, random).item()
-                              for _ in range(6)]))
-
-    history = fit(teacher, draw, loss, validation, settings, training.teacher_steps, folder, key, say)
-    return finished(teacher.pyramid, [reader.weight[:, :, 0, 0] for reader in teacher.readers]), history
+        history = fit(teacher, draw, loss, validation, settings, training.teacher_steps, folder, key, say)
+        readers = [reader.weight[:, :, 0, 0] for reader in teacher.readers]
+    freeze(pyramid)
+    return Standardised(pyramid, readers).measure(speech) if settings.network.standardise else pyramid, history
 
 
-def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path, key: str,
-                  say: Callable[[str], None] = lambda _: None) -> tuple[nn.Module, pd.DataFrame]:
+def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, settings: Settings, folder: Path,
+                  key: str, say: Callable[[str], None] = lambda _: None) -> tuple[nn.Module, pd.DataFrame]:
     """A student that imitates `teacher` on bona fide speech (Wang et al. 2021), frozen, and its curve."""
-    training, seed = settings.training, settings.seed
-    student, samples = new_student(teacher, settings), round(training.window_s * RATE_HZ)
-    engine = engine_of(settings)
-    rows = engine.rows(training.batch)
+    training, seed, samples = settings.training, settings.seed, round(settings.training.window_s * RATE_HZ)
+    student, engine = new_student(teacher, settings), engine_of(settings)
+    front, placed, rows = FrontEnd(settings.view, settings.channel), copy.deepcopy(teacher), engine.rows(training.batch)
+    engine.place(placed)
 
-    def batch_loss(crops: np.ndarray, random: np.random.Generator, rows: slice = slice(None)) -> torch.Tensor:
-        images = _images(crops, settings, random, rows, engine)
+    def matched(network: nn.Module, crops: np.ndarray, random: np.random.Generator,
+                rows: slice = slice(None)) -> torch.Tensor:
+        audio = engine.give(_noisy(crops, settings, random, rows))
         with torch.no_grad():
-            wanted = teacher(images)
-        return matching_loss(wanted, student(images))
+            picture = front(audio)
+            features = placed(audio, picture)
+        return matching_loss(features, network(audio, picture))
 
     def draw(step: int) -> tuple[np.ndarray, np.random.Generator]:
         random = seeds.stream(seed, "student", step)
         return reader.crops(training.batch, samples, random, rows), random
 
-    def loss(crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        return batch_loss(augmented(crops, random) if training.augment else crops, random, rows)
+    def loss(network: nn.Module, crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        return matched(network, augmented(crops, random) if training.augment else crops, random, rows)
 
-    def validation() -> float:
+    def validation(network: nn.Module) -> float:
         random = seeds.stream(0, "student validation")
-        return float(np.mean([batch_loss(held_out.crops(16, samples, random), random).item() for _ in range(6)]))
+        crops = (held_out.crops(16, samples, random) for _ in range(6))
+        return float(np.mean([matched(network, batch, random).item() for batch in crops]))
 
-    engine.place(teacher)
-    try:
-        return student, fit(student, draw, loss, validation, settings, training.student_steps, folder, key, say)
-    finally:
-        engine.release(teacher)
+    return student, fit(student, draw, loss, validation, settings, training.student_steps, folder, key, say)
