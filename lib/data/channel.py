@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import soundfile
 import torch
 from torch.nn import functional
@@ -18,6 +18,9 @@ from torch.nn import functional
 from lib.data.audio import read_audio
 from lib.paths import DATA
 from lib.settings import RATE_HZ, Channel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FRAME = 320  # samples of an activity frame: 20 ms
 

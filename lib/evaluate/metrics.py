@@ -11,8 +11,7 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import binomtest, norm, rankdata, t
+import scipy  # its parts are imported when they are first used
 
 MOST_FLIPPED = 16  # clusters of which all sign flips are made (65,536 of them)
 
@@ -152,7 +151,8 @@ def conformal(calibration, anomaly) -> np.ndarray | float:
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact interval (low, high) of the rate behind `k` events in `n` independent trials, or MetricError."""
     _require(0 <= k <= n > 0 == k % 1 == n % 1, "whole numbers 0 <= k <= n, n > 0", (k, n), "Count again.")
-    return tuple(map(float, binomtest(int(k), int(n)).proportion_ci(_fraction(level, "level"), method="exact")))
+    interval = scipy.stats.binomtest(int(k), int(n)).proportion_ci(_fraction(level, "level"), method="exact")
+    return tuple(map(float, interval))
 
 
 def holm(p_values) -> np.ndarray:
@@ -201,7 +201,7 @@ def cluster_variance(real, spoof, bonafide_clusters, spoof_clusters) -> tuple[fl
 def effective_clips(scores, clusters) -> float:
     """How many independent clips say as much as these clustered ones: n / (1 + (m - 1) rho) with m the mean size of a
     clip's cluster, rho the share of the variance of ranks that lies between clusters (Kish 1965)."""
-    ranks, names = rankdata(scores), np.asarray([*map(str, clusters)])
+    ranks, names = scipy.stats.rankdata(scores), np.asarray([*map(str, clusters)])
     _, member, sizes = np.unique(names, return_inverse=True, return_counts=True)
     if sizes.size in (1, ranks.size):
         return float(sizes.size)
@@ -219,8 +219,9 @@ def auc_interval(auc: float, variance: float, freedom: float, pairs: float, leve
     if min(auc, 1 - auc) * pairs < 0.5:
         bound = tail ** (1 / pairs)
         return Interval(auc, bound, 1.0) if auc > 0.5 else Interval(auc, 0.0, 1 - bound)
-    half = t.ppf(1 - tail, freedom) * np.sqrt(variance) / (auc * (1 - auc))
-    return Interval(auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
+    half = scipy.stats.t.ppf(1 - tail, freedom) * np.sqrt(variance) / (auc * (1 - auc))
+    ends = scipy.special.expit(scipy.special.logit(auc) + np.array([-half, half]))
+    return Interval(auc, *map(float, ends))
 
 
 def clustered_bootstrap(statistic: Callable, bonafide_clusters, spoof_clusters, resamples: int = 1000,
@@ -244,7 +245,7 @@ def clustered_bootstrap(statistic: Callable, bonafide_clusters, spoof_clusters, 
     _require(2 * len(values) >= resamples, "a statistic for most resamples", f"{len(values)} of {resamples}",
              "Most lack it: add speakers or cluster by parent clip.")
     k = min(each.size for each in strata if each.size > 1)
-    tail = norm.cdf(-np.sqrt(k / (k - 1)) * t.ppf(1 - tail, k - 1))
+    tail = scipy.stats.norm.cdf(-np.sqrt(k / (k - 1)) * scipy.stats.t.ppf(1 - tail, k - 1))
     return tuple(np.quantile(_vector(values, "bootstrap values, one number a resample"), [tail, 1 - tail]).tolist())
 
 
@@ -257,8 +258,8 @@ def paired(differences, level: float = 0.95) -> Paired:
     k, mean = values.size, float(values.mean())
     _require(k > 1, "at least 2 clusters", k, "One voice shows no spread between voices.")
     error = values.std(ddof=1) / np.sqrt(k)
-    half = t.ppf(1 - tail, k - 1) * error
-    p_t = 2 * t.sf(abs(mean) / error, k - 1) if error > 0 else float(mean == 0)
+    half = scipy.stats.t.ppf(1 - tail, k - 1) * error
+    p_t = 2 * scipy.stats.t.sf(abs(mean) / error, k - 1) if error > 0 else float(mean == 0)
     flips = np.array([*product((1, -1), repeat=k)]) if k <= MOST_FLIPPED else np.empty((0, k))
     p_flips = np.mean(np.abs(flips @ values / k) >= abs(mean) - 1e-12) if len(flips) else np.nan
     agree = int((np.sign(values) == np.sign(mean)).sum())
@@ -272,8 +273,8 @@ def equivalence(differences, margin: float) -> tuple[Interval, float]:
     _require(values.size > 1 and margin > 0, "2 differences and a margin above 0", (values.size, margin), "Add clips.")
     mean, freedom = float(values.mean()), values.size - 1
     error = max(values.std(ddof=1) / np.sqrt(values.size), 1e-300)
-    half = t.ppf(0.95, freedom) * error
-    p_value = max(t.sf((margin + mean) / error, freedom), t.sf((margin - mean) / error, freedom))
+    half = scipy.stats.t.ppf(0.95, freedom) * error
+    p_value = scipy.stats.t.sf((margin - abs(mean)) / error, freedom)
     return Interval(mean, mean - half, mean + half), float(p_value)
 
 
@@ -284,9 +285,9 @@ def coverage(sizes: Iterable[int], auc: float = 0.75, rho: float = 0.4, shared: 
     Clips are normal; a share `rho` of their variance is the voice's, whose real and fake means correlate by `shared`;
     `auc` is that of clips of different voices, and the truth counts the pairs within a voice as well."""
     sizes, generator, hits = np.asarray(list(sizes)), np.random.default_rng(seed), 0
-    voices, shift = np.repeat(np.arange(sizes.size), sizes), np.sqrt(2) * norm.ppf(_fraction(auc, "auc"))
+    voices, shift = np.repeat(np.arange(sizes.size), sizes), np.sqrt(2) * scipy.stats.norm.ppf(_fraction(auc, "auc"))
     inside = np.sum(sizes**2) / np.sum(sizes) ** 2
-    truth = (1 - inside) * auc + inside * norm.cdf(shift / np.sqrt(2 - 2 * rho * shared))
+    truth = (1 - inside) * auc + inside * scipy.stats.norm.cdf(shift / np.sqrt(2 - 2 * rho * shared))
     for _ in range(trials):
         own, other, common = np.sqrt(rho) * generator.standard_normal((3, sizes.size))
         means = np.sqrt(1 - shared) * np.array([own, other]) + np.sqrt(shared) * common
