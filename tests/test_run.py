@@ -218,11 +218,21 @@ def test_a_forked_kernel_that_dies_stops_the_run(tmp_path):
         runner.execute(written(cells, tmp_path / "w.ipynb"), tmp_path / "out" / "w.ipynb", {}, tmp_path / "times.jsonl")
 
 
-def test_without_forks_the_kernel_starts_as_usual(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", ["no process", "no answer"])
+def test_without_forks_the_kernel_starts_as_usual(tmp_path, monkeypatch, fault):
+    start = runner.WarmKernel.start
+
     def refused(_):
         raise OSError("no more processes")
 
-    monkeypatch.setattr(runner.WarmKernel, "start", refused)
+    def astray(kernel):
+        kernel._args = (kernel._args[0], "/nowhere", kernel._args[2])
+        start(kernel)
+
+    if fault == "no process":
+        monkeypatch.setattr(runner.WarmKernel, "start", refused)
+    else:  # it ends at once, for want of its folder
+        monkeypatch.setattr(runner.WarmKernel, "start", astray)
     cells = [new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]}), new_code_cell("print(6 * 7)")]
     runner.execute(written(cells, tmp_path / "w.ipynb"), tmp_path / "out" / "w.ipynb", {}, tmp_path / "times.jsonl")
     assert nbformat.read(tmp_path / "out" / "w.ipynb", as_version=4).cells[-1].outputs[0].text == "42\n"

@@ -35,7 +35,7 @@ POLICY = ("default-src 'none'; img-src data: file: 'self'; media-src data: file:
 SMOKE = ("Smoke run: every step is the real one, but on a handful of clips and with networks that are hardly trained. "
          "The numbers here mean nothing.")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-REMOTE = re.compile(r"\s*((https?|ftp):|[/\\]{2})", re.IGNORECASE)
+REMOTE = re.compile(r"^\s*((https?|ftp):|[/\\]{2})", re.IGNORECASE)
 _WITHOUT_ALT = "No description has been provided for this image"  # what nbconvert writes when there is none
 _LOG = logging.getLogger("lib.report.html")
 _LOG.setLevel(logging.ERROR)  # nbconvert warns of missing alt texts, which are added later
@@ -76,11 +76,10 @@ def write_table(path: Path, table: pd.DataFrame, title: str, summary: str = "",
 
 
 def write_index(path: Path, entries: list[dict], figure: tuple[bytes | Path, str] | None = None,
-                provenance: dict[str, object] | None = None, title: str = "Reports", *, summary: str = "",
-                headline: str = "", times: str = "") -> Path:
+                provenance: dict[str, object] | None = None, *, headline: str = "", times: str = "") -> Path:
     """Write the index of the reports at `path`. `entries` are mappings with `href`, `number` and what `notebook_facts`
     gives; `figure` is the study's main figure and its alt text. `headline` and `times` are trusted HTML, such as a
-    table; `summary`, questions and findings are Markdown, in which HTML is escaped."""
+    table; questions and findings are Markdown, in which HTML is escaped."""
     known = {"number": "", "title": "", "question": "", "finding": "", "seconds": None, "figure": None, "preset": ""}
     shown = [known | entry for entry in entries]
     for entry in shown:
@@ -88,7 +87,7 @@ def write_index(path: Path, entries: list[dict], figure: tuple[bytes | Path, str
                   "time": "" if entry["seconds"] is None else duration(entry["seconds"]),
                   "figure": entry["figure"] and _thumbnail(entry["figure"], 520)}
     return _write_page(path, "index.html.j2", provenance, "smoke" in {entry["preset"] for entry in shown}, kind="index",
-                       title=title, entries=shown, summary=_inline(summary), headline=_finished(headline)[0],
+                       title="Speech deepfakes: the study", entries=shown, headline=_finished(headline)[0],
                        figure=figure and (_thumbnail(figure[0], 2000), figure[1]), times=_finished(times)[0])
 
 
@@ -194,7 +193,7 @@ def _finished(cells: str) -> tuple[str, list[tuple[int, str, str]], str]:
     """The HTML of cells with anchors, alt texts and scrollable tables; contents `(level, anchor, text)`; the title."""
     soup, toc, title, last, seen = BeautifulSoup(cells, "html.parser"), [], "", "", {}
     if remote := soup.find(src=REMOTE):
-        raise ValueError(f"expected a page that loads nothing remote, not {remote['src']}: copy it beside the notebook")
+        raise ValueError(f"expected a page that loads nothing remote, not {remote['src'][:80]}: it belongs beside")
     for tag in soup.find_all(["h1", "h2", "h3", "h4", "img", "table", "script"]):
         if tag.name == "script":
             tag.decompose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,17 +25,14 @@ from lib.paths import DATA, NOTEBOOKS, PACKAGE, PROJECT, REPORTS, ROOT, RUNS, di
 from lib.report.exhibits import StudyError, duration, provenance
 from lib.settings import Settings, SettingsError
 
+sys.modules.setdefault("rfc3987_syntax", None)
+"""jsonschema, which checks notebooks, would build a grammar of web addresses from it, for two seconds."""
 KINDS = ("data", "training", "scoring", "statistics", "drawing")
 """Of work, as `lib.paths.clocked` names them."""
 DISK = {"smoke": 0.8e9, "study": 3e9, "full": 6e9, "paper": 60e9}
 """Bytes below STUDY_ROOT after a run of each preset, the packages of the embedded corpora (480 MB) included."""
 WARM = ("ipykernel.kernelapp", "seaborn", "sklearn.metrics", "lib.report.run", "lib.study")
 """What a forked kernel has imported before."""
-TITLE = "One-class speech deepfake detection by feature pyramid matching"
-SUMMARY = """A teacher network turns speech into a pyramid of features; a student learns to imitate it **on real
-speech only**. Where the student fails, speech is anomalous. This study implements and extends *Anomaly Detection and
-Localization for Speech Deepfakes via Feature Pyramid Matching* (arXiv 2503.18032) on real recordings and real
-synthesisers, with one shared channel for all audio."""
 
 
 def notebooks(only: tuple[str, ...] = (), start: str = "") -> list[Path]:
@@ -92,24 +91,24 @@ def run_study(settings: Settings, changes: dict[str, str], only: tuple[str, ...]
 def run_notebook(path: Path, parameters: dict[str, object], page: Path, trail: dict[str, object] | None = None) -> str:
     """Execute one notebook with `parameters` in the folder of the notebooks, write it as the HTML page `page`, which
     needs no network, with `trail` as its footer, and return its finding. File names among the parameters are absolute.
-
-    Raises SettingsError for a parameter that the notebook does not know, StudyError where a cell fails.
-    """
-    from lib.report import html
-
+    Raises SettingsError for a parameter that the notebook does not know, StudyError where a cell fails."""
     checked_parameters(path, parameters)
+    threading.Thread(target=importlib.import_module, args=("lib.report.html",)).start()  # while the kernel works
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / path.name
-        execute(path, executed, parameters)
+        try:
+            execute(path, executed, parameters)
+        except StudyError as error:
+            raise StudyError(str(error).partition("\n")[0]) from None  # nothing of it is kept
+        from lib.report import html
+
         html.export_notebook(executed, page, provenance=trail, index="")
         return html.notebook_facts(executed)["finding"].removeprefix("**Finding.** ")
 
 
 def checked_parameters(path: Path, parameters: dict[str, object]) -> dict[str, object]:
-    """`parameters`, which the notebook's cell tagged `parameters` must know by name and by annotated type.
-
-    Raises SettingsError for an unknown name (naming the nearest) or a value of another type.
-    """
+    """`parameters`, which the notebook's cell tagged so must know by name and annotated type. Raises SettingsError for
+    an unknown name, naming the nearest, and for a value of another type."""
     import papermill
 
     known = {name: entry["inferred_type_name"] for name, entry in papermill.inspect_notebook(path).items()}
@@ -139,21 +138,26 @@ def execute(path: Path, target: Path, parameters: dict[str, object], times: Path
     from papermill.exceptions import PapermillExecutionError
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{path.stem}.partial.ipynb")
-    kept = f"the partly executed notebook is {partial}; earlier stages are kept, run the same command to go on"
+    partly = target.with_name(f"{path.stem}.partial.ipynb")
+    execution = partial(papermill.execute_notebook, path, partly, parameters, kernel_name="python3", cwd=NOTEBOOKS,
+                        log_output=False, progress_bar=sys.stderr.isatty(),
+                        extra_arguments=["--IPKernelApp.log_level=ERROR"])
     try:
-        papermill.execute_notebook(
-            str(path), str(partial), parameters=parameters, kernel_name="python3", cwd=str(NOTEBOOKS), log_output=False,
-            progress_bar=sys.stderr.isatty(), extra_arguments=["--IPKernelApp.log_level=ERROR"],
-            kernel_manager_class=WarmKernels if times and sys.platform == "linux" else AsyncKernelManager)
-    except PapermillExecutionError as error:
-        reason = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-        raise StudyError(f"{path.name} {reason}\n{kept}") from None
-    except DeadKernelError:
-        raise StudyError(f"{path.name}: its process ended, perhaps for want of memory\n{kept}") from None
+        try:
+            execution(kernel_manager_class=WarmKernels if times and sys.platform == "linux" else AsyncKernelManager)
+        except DeadKernelError:
+            raise
+        except RuntimeError:  # the forked kernel did not answer
+            execution(kernel_manager_class=AsyncKernelManager)
+    except (PapermillExecutionError, DeadKernelError) as error:
+        reason = "its process ended, perhaps for want of memory"
+        if isinstance(error, PapermillExecutionError):
+            reason = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        raise StudyError(f"{path.name} {reason}\nthe partly executed notebook is {partly}; earlier stages are kept, "
+                         "run the same command to go on") from None
     finally:
         os.environ["STUDY_TIMES"] = ""
-    os.replace(partial, target)
+    os.replace(partly, target)
 
 
 class WarmKernels(AsyncKernelManager):
@@ -186,26 +190,22 @@ class WarmKernel(multiprocessing.context.ForkServerProcess):
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def end_with_runner(self) -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     def run(self) -> None:
         arguments, folder, environment = self._args
         os.setsid()  # Ctrl-C in a terminal reaches the runner alone, which interrupts its kernels
         os.chdir(folder)
         os.environ |= environment
-        threading.Thread(target=_end_with_runner, daemon=True).start()
+        threading.Thread(target=self.end_with_runner, daemon=True).start()
         from ipykernel.kernelapp import IPKernelApp
 
         IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         with open(environment["STUDY_TIMES"], "a", encoding="utf-8") as lines:
             lines.write(json.dumps({"kind": "peak", "seconds": 0, "mb": round(max(peaks) / 1000)}) + "\n")
-
-
-def _end_with_runner() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-# --- where the time goes ----------------------------------------------------------------------------------------------
 
 
 def _stamp(settings: Settings, path: Path) -> dict[str, object]:
@@ -231,11 +231,8 @@ def _seconds(executed: Path, times: Path, began: float, ended: float) -> dict[st
 
 def stage_times(settings: Settings) -> pd.DataFrame:
     """Where the time went: a row a notebook that ran at this preset, in seconds of each kind of work."""
-    rows = []
-    for path in notebooks():
-        if stamp := _stamp(settings, path):
-            numbers = {"seconds": stamp["seconds"], "peak": stamp.get("peak_mb")} | stamp.get("kinds", {})
-            rows.append({"stage": path.stem} | numbers)
+    rows = [{"stage": path.stem, "seconds": stamp["seconds"], "peak": stamp.get("peak_mb")} | stamp.get("kinds", {})
+            for path in notebooks() if (stamp := _stamp(settings, path))]
     table = pd.DataFrame(rows, columns=["stage", "seconds", "start", *KINDS, "other", "peak"]).astype({"peak": float})
     table.loc[len(table)] = {**table.sum(numeric_only=True), "stage": "all", "peak": table.peak.max()}
     return table.rename(columns={"start": "start and imports", "peak": "peak memory (MB)"})
@@ -243,7 +240,7 @@ def stage_times(settings: Settings) -> pd.DataFrame:
 
 def planned(settings: Settings, only: tuple[str, ...] = (), start: str = "") -> list[str]:
     """The notebooks that would run, in words, a line each, with their time on two cores: that of the last run, or else
-    what the notebook's metadata state (`seconds` at each preset)."""
+    what the notebook's metadata state (`seconds` at each preset). Raises StudyError where the disk is too small."""
     lines, total = [], 0.0
     for path in notebooks(only, start):
         stated = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("seconds", {}).get(settings.preset)
@@ -252,21 +249,18 @@ def planned(settings: Settings, only: tuple[str, ...] = (), start: str = "") -> 
         lines.append(f"{path.stem:26s} " + (f"{duration(seconds):>9s}  {source}" if seconds else "  unknown"))
         total += seconds or 0
     return [*lines, f"{'time':26s} {duration(total):>9s}  on two cores, without what is cached already",
-            f"{'disk':26s} {_lacking(settings) / 1e9:6.1f} GB  more below {ROOT}"]
+            f"{'disk':26s} {require_disk(settings) / 1e9:6.1f} GB  more below {ROOT}"]
 
 
-def _lacking(settings: Settings) -> float:
-    """Bytes that a run of this preset will still write."""
+def require_disk(settings: Settings) -> float:
+    """Bytes that a run of this preset will still write. Raises StudyError where the disk is too small for them."""
     files = [path for folder in (DATA, RUNS / settings.preset) for path in folder.rglob("*") if path.is_file()]
-    return max(5e7, DISK[settings.preset] - sum(path.stat().st_size for path in files))
-
-
-def require_disk(settings: Settings) -> None:
-    """Raises StudyError where the disk is too small for a run with these settings."""
+    lacking = max(5e7, DISK[settings.preset] - sum(path.stat().st_size for path in files))
     free = shutil.disk_usage(next(folder for folder in (ROOT, *ROOT.parents) if folder.exists())).free
-    if free < _lacking(settings):
-        raise StudyError(f"the study needs {_lacking(settings) / 1e9:.1f} GB more of disk below {ROOT}, where "
-                         f"{free / 1e6:.0f} MB are free; point STUDY_ROOT to a larger disk, or take --preset smoke")
+    if free < lacking:
+        raise StudyError(f"the study needs {lacking / 1e9:.1f} GB more of disk below {ROOT}, where {free / 1e6:.0f} MB "
+                         "are free; point STUDY_ROOT to a larger disk, or take --preset smoke")
+    return lacking
 
 
 def write_reports(settings: Settings) -> Path:
@@ -283,10 +277,11 @@ def write_reports(settings: Settings) -> Path:
     templates = sorted(path for path in PACKAGE.glob("report/templates/**/*") if path.is_file())
     index, pages = REPORTS / "index.html", [REPORTS / "html" / f"{path.stem}.html" for path in executed]
     key = digest_of([[(path.name, file_digest(path)) for path in sources], code_digest(templates), trail, times])
-    stamp_path = RUNS / settings.preset / "stamps" / "reports.json"
-    stamp = json.loads(stamp_path.read_text()) if stamp_path.exists() else {}
-    if all(path.exists() for path in (index, *pages)) and stamp == {
-            "key": key, "pages": [file_digest(path) for path in (index, *pages)]}:
+
+    def state() -> dict[str, object]:
+        return {"key": key, "pages": [file_digest(path) if path.exists() else "" for path in (index, *pages)]}
+
+    if _stamp(settings, Path("reports")) == state():
         return index
     from lib.report import html  # seconds that an unchanged run need not spend
 
@@ -296,10 +291,9 @@ def write_reports(settings: Settings) -> Path:
         html.export_notebook(path, page, provenance=trail, previous=around[number], next=around[number + 2])
         title = fact["title"].removeprefix(path.name[:2]).strip()
         entries.append(fact | {"number": path.name[:2], "href": f"html/{page.name}", "title": title})
-    table = ""
-    if headline.exists():
-        table = pd.read_csv(headline).to_html(index=False, na_rep="", border=0, float_format="{:.2f}".format)
+    table = pd.read_csv(headline) if headline.exists() else pd.DataFrame()
+    rows = "" if table.empty else table.to_html(index=False, na_rep="", border=0, float_format="{:.2f}".format)
     picture = (figure, words.read_text(encoding="utf-8").strip()) if figure.exists() else None
-    html.write_index(index, entries, picture, trail, TITLE, summary=SUMMARY, headline=table, times=times)
-    write_json(stamp_path, {"key": key, "pages": [file_digest(path) for path in (index, *pages)]})
+    html.write_index(index, entries, picture, trail, headline=rows, times=times)
+    write_json(RUNS / settings.preset / "stamps" / "reports.json", state())
     return index
