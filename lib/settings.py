@@ -169,8 +169,13 @@ class Settings:
         return result
 
     def _implied(self, changes: dict[str, object]) -> dict[str, object]:
-        recipe = changes.get("recipe", self.recipe)
-        implied = dict(RECIPES.get(recipe, {})) if recipe != self.recipe else {}
+        recipe, implied = changes.get("recipe", self.recipe), {}
+        if recipe != self.recipe and recipe in RECIPES:
+            implied = dict(RECIPES[recipe])
+            # As many crops in all: fewer steps of larger batches.
+            share = self.training.batch / int(changes.get("training.batch", implied["training.batch"]))
+            for name in ("student_steps", "check_every"):
+                implied[f"training.{name}"] = max(1, round(getattr(self.training, name) * share))
         now = self.options() | implied
         had, has = (name == "perturbation" for name in
                     (self.network.teacher, changes.get("network.teacher", now["network.teacher"])))
@@ -187,8 +192,7 @@ SIGNED = {"scoring.scaling": "signed", "scoring.pooling": "two_sided"}
 
 
 ROLES = ("data.train", "data.validation", "data.test", "data.single")
-ROLE_STARTS = r"[+,](?=\s*(?:[\w-]+(?:@\w+)?:|embedded\b))"
-"""Corpora are joined by plus signs or commas, which a folder's name may hold too."""
+ROLE_STARTS = r"[+,](?=\s*(?:[\w-]+(?:@\w+)?:|embedded\b))"  # of a corpus; a folder's name may hold + and , too
 
 
 def _converted(name: str, value: object, owner: type, key: str) -> object:
@@ -226,8 +230,7 @@ def _single(name: str, value: object, kind: object) -> object:
 
 
 PRESETS: dict[str, dict[str, object]] = {
-    # Minutes on two cores: what the tests run. Every step is the real one, only smaller.
-    "smoke": {
+    "smoke": {  # minutes on two cores: what the tests run; every step is the real one, only smaller
         "data.single_train": 24, "data.single_validation": 32, "data.single_test": 8, "data.multi_train_per_speaker": 3,
         "data.multi_validation_per_speaker": 5, "data.multi_test_per_speaker": 2, "data.development": 6,
         "data.texts": 3, "data.max_s": 3.0, "network.teacher_width": 8, "network.student_width": 8,
@@ -236,8 +239,7 @@ PRESETS: dict[str, dict[str, object]] = {
     },
     "study": {},
     "full": {"run.seeds": 3},  # `study` with three seeds and every ablation; goes on with what that made
-    # The published sizes, for a GPU and the paper's corpora.
-    "paper": {
+    "paper": {  # the published sizes, for a GPU and the paper's corpora
         "network.teacher_width": 64, "network.student_width": 64, "training.teacher_steps": 8000,
         "training.teacher_steps_many": 8000, "training.student_steps": 20000, "training.batch": 32,
         "training.check_every": 500, "data.single_train": 480, "data.single_validation": 80, "data.single_test": 60,
@@ -245,10 +247,9 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 _STFPM = {
-    "view.planes": ("level",),
     "network.teacher": "imagenet", "network.student_planes": (), "network.standardise": False,
-    "training.optimiser": "sgd", "training.learning_rate": 0.4, "training.weight_decay": 1e-4, "training.batch": 32,
-    "scoring.scaling": "element", "scoring.combine": "product", "scoring.pooling": "max",
+    "view.planes": ("level",), "training.optimiser": "sgd", "training.learning_rate": 0.4, "training.batch": 32,
+    "training.weight_decay": 1e-4, "scoring.scaling": "element", "scoring.combine": "product", "scoring.pooling": "max",
 }
 RECIPES: dict[str, dict[str, object]] = {
     # Ours: a teacher that names designed damage, all planes for it, the magnitude for the student, readings scored.

@@ -48,9 +48,12 @@ def test_the_published_recipe_is_one_option_and_explicit_options_win():
     assert settings.title == "Feature pyramid matching (as published)" and settings.training.batch == 4
     published = {**RECIPES["stfpm"], "training.batch": 4}
     assert {name: settings.options()[name] for name in published} == published
-    assert settings.training.student_steps == 24, "the preset keeps its sizes"
+    plain = load_settings("smoke").training
+    for batch in (4, 32):
+        training = load_settings("smoke", 0, f"recipe=stfpm,training.batch={batch}").training
+        assert training.batch * training.student_steps == plain.batch * plain.student_steps, "as many crops in all"
     assert "recipe" in settings.options() and settings.digest() != load_settings("smoke").digest()
-    assert load_settings("smoke", 0, "recipe=stfpm").with_options({"recipe": "readings"}) == load_settings("smoke")
+    assert load_settings("study", 0, "recipe=stfpm").with_options({"recipe": "readings"}) == load_settings("study")
     assert load_settings("smoke", 0, "recipe=readings") == load_settings("smoke")
     again = settings.with_options({"training.student_steps": 9})
     assert again.training.batch == 4, "a recipe that was chosen before brings nothing again"
@@ -73,20 +76,25 @@ def project():
 
 
 def test_environment_equals_pyproject(project):
-    lines = [line.strip()[2:] for line in (ROOT / "environment.yml").read_text().splitlines() if line.strip().startswith("- ")]
+    environment = (ROOT / "environment.yml").read_text().splitlines()
+    lines = [line.strip()[2:] for line in environment if line.strip().startswith("- ")]
     pip = [line for line in lines[lines.index("pip:") + 1 :] if not line.startswith("-e")]
-    assert [line.split(" #")[0] for line in pip] == project["dependencies"] + project["optional-dependencies"]["distributed"]
+    stated = project["dependencies"] + project["optional-dependencies"]["distributed"]
+    assert [line.split(" #")[0] for line in pip] == stated
     assert f"python{project['requires-python']}" in {line.split(" #")[0] for line in lines}
-    assert all(" # " in line for line in lines if not line.startswith(("-e", "pip:"))), "every package says why it is here"
+    packages = [line for line in lines if not line.startswith(("-e", "pip:"))]
+    assert all(" # " in line for line in packages), "every package says why it is here"
 
 
 def test_the_tests_bring_all_that_they_need(project):
     extras = project["optional-dependencies"]
     assert set(extras["distributed"]) <= set(extras["test"]), "or the tests of two processes are skipped without a word"
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+]+", line)], "a name and a version, no path of one machine"
+    odd = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+]+", line)]
+    assert not odd, "a name and a version, no path of one machine"
     locked = {line.split("==")[0].lower().replace("_", "-") for line in lines}
-    named = project["dependencies"] + [name for extra in ("test", "distributed", "generators") for name in extras[extra]]
+    named = project["dependencies"] + [name for extra in ("test", "distributed", "generators")
+                                       for name in extras[extra]]
     assert {re.split("[<>=]", name)[0].lower() for name in named} <= locked
 
 
@@ -131,7 +139,8 @@ def test_options_that_are_none_or_given_twice_are_refused(texts, message):
 
 
 def test_folders_of_corpora_may_hold_commas_and_plus_signs():
-    settings = load_settings("smoke", 0, "data.train=ljspeech:/a,b/c+d+vctk@train:/e,f+embedded,data.generators=world,hibari")
+    settings = load_settings("smoke", 0,
+                             "data.train=ljspeech:/a,b/c+d+vctk@train:/e,f+embedded,data.generators=world,hibari")
     assert settings.data.train == ("ljspeech:/a,b/c+d", "vctk@train:/e,f", "embedded")
     assert settings.data.generators == ("world", "hibari")
 

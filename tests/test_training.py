@@ -16,10 +16,15 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from lib.data.channel import ClipReader, voice_weights
+from lib.data.channel import ClipReader, PreparedClips, voice_weights
+from lib.detector import Detector
+from lib.model import networks
 from lib.model.checkpoints import CheckpointError
+from lib.model.images import FrontEnd
+from lib.model.networks import resolved
+from lib.model.pyramid import ResNetPyramid, initialise
 from lib.model.training import augmented, learning_rate, train_student, train_teacher
-from lib.settings import load_settings
+from lib.settings import Channel, View, load_settings
 from tests.conftest import toy_speech
 
 OPTIONS = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4, "training.student_steps": 12,
@@ -125,6 +130,53 @@ def test_reader_keeps_little_and_repeats_short_clips(clips):
     assert one.shape == (4, 40000) and len(reader._kept) == 1
     roomy = ClipReader(clips[1], settings.channel, clips[0])
     assert np.array_equal(one, roomy.crops(4, 40000, np.random.default_rng(0)))
+
+
+def published(clips, folder, **options):
+    """Teacher, student and detector of the recipe stfpm, through the classes that a study uses."""
+    torch.set_num_threads(1)
+    settings = resolved(load_settings("smoke", 0, {
+        "recipe": "stfpm", "training.student_steps": 3, "training.check_every": 3, "training.batch": 4, **options}))
+    reader = ClipReader(clips[1], settings.channel, clips[0])
+    teacher, _ = train_teacher(reader, reader, settings, folder / "teacher", "teacher")
+    student, history = train_student(teacher, reader, reader, settings, folder / "student", "student")
+    detector = Detector(settings, teacher, student)
+    speech = PreparedClips([clips[0] / path for path in clips[1].path], settings.channel)
+    detector.fit_scaling(speech, list(clips[1].path))
+    detector.fit_threshold(speech, list(clips[1].path))
+    return detector, speech[0], history
+
+
+def test_the_published_recipe_trains_scores_maps_and_is_read_again(clips, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    detector, clip, history = published(clips, tmp_path, **{"network.teacher": "lite0"})
+    assert np.isfinite(history.loss).all() and type(detector.student) is type(detector.teacher)
+    values = detector.statistics(*clip, ("none", "level", "frequency", "element"))
+    names = {f"{kind}/{combine}/{pooling}" for kind in ("none", "level", "frequency", "element")
+             for combine in ("product", "sum") for pooling in ("max", "mean")}
+    assert names <= set(values) and all(np.isfinite(values[name]) for name in names)
+    assert detector.score_prepared(*clip) == pytest.approx(values["element/product/max"])
+    explained = detector.explain_prepared(*clip)
+    assert detector.map_kind == "element" and explained.image.shape[0] == 1  # one plain picture
+    assert np.allclose(explained.map, np.logaddexp(0, np.array(explained.levels)).prod(0), rtol=1e-3)
+    again = Detector.load(detector.save(tmp_path / "saved"))
+    assert again.score_prepared(*clip) == pytest.approx(detector.score_prepared(*clip), rel=1e-5)
+
+
+def test_torchvisions_resnet_is_taken_where_its_weights_are(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    assert resolved(load_settings("smoke", 0, "recipe=stfpm")).network.teacher == "lite0"
+    assert networks.RESNET18 in networks.why_unavailable("resnet18")
+    front = FrontEnd(View(planes=("level",)), Channel(), colours=True)
+    weights = initialise(ResNetPyramid(front, 64, 4), 7, "torchvision").state_dict()
+    torch.save(weights | {"fc.weight": torch.zeros(1000, 512)}, tmp_path / networks.RESNET18)
+    detector, clip, _ = published(clips, tmp_path / "run")
+    assert detector.settings.network.teacher == "resnet18" and detector.teacher.channels == (64, 128, 256)
+    assert torch.equal(detector.teacher.layer3[1].conv2.weight, weights["layer3.1.conv2.weight"])
+    assert detector.student.channels == detector.teacher.channels and not len(detector.student.heads)
+    again = Detector.load(detector.save(tmp_path / "saved"))
+    assert again.score_prepared(*clip) == pytest.approx(detector.score_prepared(*clip), rel=1e-5)
 
 
 def test_the_learning_rate_is_the_settings_whatever_the_optimiser(clips, tmp_path):
