@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from torch import nn
 from lib.data.audio import read_audio
 from lib.data.channel import apply_channel, pass_channel
 from lib.engine import side_by_side
+from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError, colour_scale, read_detector, restored, write_detector
-from lib.model.discrepancy import Level, band_means, in_blocks, level_residuals
+from lib.model.discrepancy import Level, in_blocks, level_residuals
+from lib.model.evidence import Evidence, Measured, measured
 from lib.model.images import FrontEnd, activity, hop_samples, row_hz
 from lib.model.maps import Explanation, clip_statistics, colour_limits, combined, drawn_clips, upsampled
 from lib.model.pyramid import PRECISIONS, folded
-from lib.model.scaling import LOCAL_HZ, LOCAL_S, POOLINGS, READ_EXTENTS, SCALINGS, UNSCALED, Scaling, Typicality
+from lib.model.scaling import LOCAL_HZ, LOCAL_S, POOLINGS, READ_EXTENTS, SCALINGS, UNSCALED, Scaling, Typicality, neighbourhoods
+from lib.model.texture import TextureStudent
 from lib.paths import SHIPPED
 from lib.settings import RATE_HZ, Scoring, Settings
 
 BLOCK_S, OVERLAP_S = 20.0, 1.3
-"""Longer recordings go through the networks in blocks. The deepest level sees 105 frames (0.84 s) to either side; the
-overlap is wider, so that blocks give what the whole recording would."""
+"""Longer recordings go through the networks in blocks; the deepest level sees 0.84 s (105 frames) to either side."""
 Clip = tuple[np.ndarray, np.ndarray]
 """Audio (samples,) after the shared channel and its activity (20 ms frame,), see lib.data.channel.apply_channel."""
 
@@ -31,7 +34,7 @@ Clip = tuple[np.ndarray, np.ndarray]
 class Detector:
     """A one-class detector of synthetic speech. In three lines:
 
-    >>> detector = Detector.load("lib/weights/detector")           # doctest: +SKIP
+    >>> detector = Detector.load()                                 # doctest: +SKIP
     >>> detector.score(audio, rate_hz)                             # doctest: +SKIP
     >>> detector.explain(audio, rate_hz).map                       # doctest: +SKIP
 
@@ -48,6 +51,7 @@ class Detector:
         self.typicality: Typicality | None = None
         self.calibration = np.empty(0)  # sorted anomaly scores of bona fide threshold clips
         self.scale: tuple[float, float] | None = None  # colour limits of maps of `map_kind`, from the same clips
+        self.evidence: Evidence | None = None  # lines and texture beside the pyramid, calibrated together
         self.fitted_on: dict[str, list[str]] = {}  # ids of the clips behind every statistic
         self.key, self.scaling_part = "", "scaling"  # of the study that made it: cache name, part behind the scaling
         self.in_precision("fp32")
@@ -55,24 +59,40 @@ class Detector:
     # --- a recording ------------------------------------------------------------------------------------------------
 
     def score(self, audio: np.ndarray, rate_hz: int) -> float:
-        """Anomaly of a recording (samples,), up = fake. Raises ValueError for bad samples."""
-        return self.score_prepared(*self._prepared(audio, rate_hz)[:2])
+        """Anomaly of a recording (samples,), up = fake: of all evidence together where this detector has calibrated it,
+        else of the pyramid. Raises ValueError for bad samples."""
+        if self.evidence is None:
+            return self.score_prepared(*self._prepared(audio, rate_hz)[:2])
+        measured = self.measure(audio, rate_hz)
+        return self.evidence.joint(measured.values, measured.seconds)
+
+    def measure(self, audio: np.ndarray, rate_hz: int, pyramid: float | None = None) -> Measured:
+        """Every statistic of a recording (samples,) at its own rate; `pyramid` is its anomaly, where it is known."""
+        pyramid = self.score_prepared(*self._prepared(audio, rate_hz)[:2]) if pyramid is None else pyramid
+        return self.evidence.measure(np.asarray(audio, dtype=np.float32), rate_hz, pyramid)
+
+    def fit_evidence(self, recordings: Iterable[tuple[np.ndarray, int]], sources: Sequence[str],
+                     student: TextureStudent, ids: list[str]) -> None:
+        """Calibrate all evidence on bona fide recordings (audio (samples,), rate_hz) and the corpora they are from."""
+        pairs = side_by_side(lambda pair: measured(*pair, self.score_prepared(*self._prepared(*pair)[:2]), student),
+                             recordings)
+        values, seconds = zip(*((each.values, each.seconds) for each in pairs))
+        self.evidence = Evidence(student, np.stack(values), seconds, sources)
+        self.fitted_on["evidence"] = list(ids)
 
     def explain(self, audio: np.ndarray, rate_hz: int, kind: str | None = None) -> Explanation:
         """Score and map of a recording (samples,); `kind` (of SCALINGS) draws another map than `map_kind`."""
         return self.explain_prepared(*self._prepared(audio, rate_hz), kind)
 
     def p_value(self, anomaly: float) -> float:
-        """Share of bona fide calibration clips that are at least as anomalous (conformal: (1 + count) / (n + 1))."""
-        return float((1 + (self.calibration >= anomaly).sum()) / (len(self.calibration) + 1))
+        """Share of bona fide calibration clips that are at least as anomalous (lib.evaluate.metrics.conformal)."""
+        return conformal(self.calibration, anomaly)
 
     def fit(self, paths: Iterable[Path | str]) -> Detector:
         """Recalibrate scaling, typicality and threshold on your own real speech (files; minutes of it), in place.
 
-        The networks stay. Pieces are as long as the study's clips (5 s); some recordings serve scaling, the others the
-        threshold, half of the pieces each; where one recording has most of them, the first and the second half, since
-        neighbouring pieces are alike. Raises DetectorError where there are fewer than 8 pieces of at least 1 s.
-        """
+        Some recordings serve scaling, the others the threshold, half of the pieces (5 s) each; where one has most of
+        them, its first and second half: neighbours are alike. Raises DetectorError for fewer than 8 pieces of 1 s."""
         recordings = [self._pieces(Path(path)) for path in paths]
         pieces = sum(recordings, [])
         if len(pieces) < 8:
@@ -100,8 +120,7 @@ class Detector:
     def _prepared(self, audio: np.ndarray, rate_hz: int) -> tuple[np.ndarray, np.ndarray, float]:
         audio = np.asarray(audio, dtype=np.float32)
         if audio.ndim != 1 or not np.isfinite(audio).all():
-            raise ValueError(f"expected finite mono samples of shape (samples,), found shape {audio.shape}"
-                             f"{'' if np.isfinite(audio).all() else ' with NaN or Inf'}")
+            raise ValueError(f"expected finite mono samples of shape (samples,), found {audio.shape}, NaN or Inf")
         if rate_hz != RATE_HZ:
             import soxr
 
@@ -115,18 +134,16 @@ class Detector:
         """Write detector.safetensors and detector.json (settings, clip ids, SHA-256) into `folder`, atomically."""
         scale = {"map": {"kind": self.map_kind, "limits": self.scale}} if self.scale else {}
         write_detector(Path(folder), self.settings, {"teacher": self.teacher, "student": self.student}, self.scaling,
-                       self.typicality, self.calibration, {"fitted_on": self.fitted_on, **scale})
+                       self.typicality, self.calibration, {"fitted_on": self.fitted_on, **scale}, self.evidence)
         return Path(folder)
 
     @classmethod
     def load(cls, folder: Path | str | None = None) -> Detector:
-        """Read a detector; by default the one that ships with the project.
-
-        Nothing in the files can run code. Raises DetectorError for a missing, damaged, foreign or oversized file.
-        """
+        """Read a detector; by default the one that ships with the project. Nothing in the files can run code. Raises
+        DetectorError for a missing, damaged, foreign or oversized file."""
         folder = Path(folder or SHIPPED)
         settings, tensors, sheet = read_detector(folder)
-        parts = restored(folder, settings, tensors)
+        parts = restored(folder, settings, tensors, sheet)
         detector = cls(settings, parts.pop("teacher"), parts.pop("student"))
         vars(detector).update(parts, fitted_on=sheet.get("fitted_on", {}))
         detector.scale = colour_scale(folder, sheet, detector.map_kind)
@@ -202,14 +219,8 @@ class Detector:
     def map_limits(self) -> tuple[float, float]:
         """The colour limits of every map of `map_kind`. Raises DetectorError for a detector that keeps none."""
         if self.scale is None:
-            raise DetectorError("this detector keeps no colour scale for its maps, because an older version saved it: "
-                                "calibrate it again (python -m lib calibrate)")
+            raise DetectorError("this detector keeps no colour scale for its maps: calibrate it (python -m lib calibrate)")
         return self.scale
-
-    def profile(self, levels: list[torch.Tensor], masks: list[torch.Tensor]) -> torch.Tensor:
-        """Mean over active frames in each of `scoring.bands` frequency bands: levels (..., frequency, frame) and masks
-        (frame,) -> (levels * ... * bands,). Differentiable."""
-        return band_means([level[..., mask] for level, mask in zip(levels, masks)], self.settings.scoring.bands)
 
     def statistics(self, audio: np.ndarray, active: np.ndarray, kinds: Iterable[str] | None = None,
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
@@ -245,8 +256,9 @@ class Detector:
         They are passed over once, and again where the profile is one of scaled maps; a sequence that reads its clips
         when asked for keeps memory flat."""
         kind, readers = self.settings.scoring.scaling, getattr(self.teacher, "readers", [])
-        wide = list(zip(*(self.extents(*size) for size in READ_EXTENTS))) if readers else []
-        self.scaling = scaling = Scaling(self.extents(LOCAL_S, LOCAL_HZ), readers, wide)
+        extents = partial(neighbourhoods, self.teacher, self.settings)
+        wide = list(zip(*(extents(*size) for size in READ_EXTENTS))) if readers else []
+        self.scaling = scaling = Scaling(extents(LOCAL_S, LOCAL_HZ), readers, wide)
         profiles: list[np.ndarray] = []
 
         def measured(index: int) -> tuple[list, np.ndarray | None]:
@@ -265,15 +277,6 @@ class Detector:
             profiles = [values[f"profile/{kind}"] for values in statistics]
         self.typicality = Typicality.fit(np.stack(profiles))
         self.fitted_on["scaling"] = list(ids)
-
-    def extents(self, seconds: float, hertz: float) -> list[tuple[int, int]]:
-        """Rows and frames of a neighbourhood of `seconds` and `hertz` at each level."""
-        view, channel = self.settings.view, self.settings.channel
-        frames, rows = round(seconds / view.hop_s), round(hertz / (channel.high_hz - channel.low_hz) * view.bins)
-        with torch.no_grad():
-            levels = self.teacher(torch.zeros(1, 63 * hop_samples(view)))  # 64 frames
-        strides = [(view.bins / level.shape[2], 64 / level.shape[3]) for level in levels]
-        return [(max(1, round(rows / tall)), max(1, round(frames / wide))) for tall, wide in strides]
 
     def fit_threshold(self, clips: Sequence[Clip], ids: list[str]) -> None:
         """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds, and the

@@ -21,7 +21,7 @@ from lib.data.audio import read_audio
 from lib.data.channel import FRAME, apply_channel
 from lib.detector import Detector
 from lib.evaluate.metrics import area_under_curve, conformal
-from lib.model.discrepancy import level_residuals
+from lib.model.discrepancy import band_means, level_residuals
 from lib.model.images import image
 from lib.model.maps import combined, pooled, upsampled
 from lib.model.pyramid import folded
@@ -67,7 +67,8 @@ def anomaly_tensor(target: Target, picture: torch.Tensor, active: np.ndarray) ->
         maps = [detector.scaling.apply(index, parts, scoring.scaling) for index, parts in enumerate(levels)]
         grown = [upsampled(level, levels[0].shape[-2:]) for level in maps]
         return pooled(combined(grown, scoring.combine, scoring.scaling), masks[0])[scoring.pooling]
-    profile = detector.profile(detector.scaling.profiled(list(levels), scoring.scaling), masks)
+    profiled = detector.scaling.profiled(list(levels), scoring.scaling)
+    profile = band_means([values[..., mask] for values, mask in zip(profiled, masks)], scoring.bands)
     z = (profile - target.mean) / target.deviation
     squared = {"profile": lambda: z @ target.precision @ z / len(z), "two_sided": lambda: (z**2).mean(),
                "one_sided": lambda: (z.clamp_min(0) ** 2).mean()}[scoring.pooling]()

@@ -178,3 +178,74 @@ def offset(audio: np.ndarray, _: np.random.Generator, level: float) -> np.ndarra
 
 def untouched(audio: np.ndarray, _: np.random.Generator) -> np.ndarray:
     return audio
+
+
+# --- random recording chains: what is normal --------------------------------------------------------------------------
+
+
+def _equalised(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Through a smooth random equaliser: about 4 dB from octave to octave, and a tilt of up to 3 dB an octave."""
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(len(audio), 1 / RATE_HZ), 60) / 60)
+    knots = random.normal(0, 4, 8) + random.uniform(-3, 3) * (np.arange(8) - 4)
+    return np.fft.irfft(np.fft.rfft(audio) * 10 ** (np.interp(octaves, np.arange(8), knots) / 20), len(audio))
+
+
+def _band_limited(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Through a low-pass edge between 3.4 and 7.9 kHz or a high-pass edge between 50 and 300 Hz, of random order."""
+    low = random.random() < 0.6
+    edge_hz = random.uniform(3400, 7900) if low else random.uniform(50, 300)
+    order = int(random.integers(2, 9))
+    return scipy.signal.sosfilt(
+        scipy.signal.butter(order, edge_hz, "low" if low else "high", fs=RATE_HZ, output="sos"), audio)
+
+
+def _reverberant(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """In a random room: RT60 0.1 to 0.8 s, the tail 3 to 20 dB below the direct path."""
+    length = int(random.uniform(0.1, 0.8) * RATE_HZ)
+    tail = random.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    tail *= 10 ** (-random.uniform(3, 20) / 20) / np.sqrt((tail**2).sum())
+    tail[0] = 1.0
+    return scipy.signal.oaconvolve(audio, tail)[: len(audio)]
+
+
+def _noisy(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """With noise 12 to 45 dB below it whose power falls as f^-a, a in [-0.5, 2]."""
+    spectrum = np.fft.rfft(random.standard_normal(len(audio)))
+    spectrum *= np.maximum(np.fft.rfftfreq(len(audio), 1 / RATE_HZ), 50.0) ** (-random.uniform(-0.5, 2.0) / 2)
+    return _mixed(audio, np.fft.irfft(spectrum, len(audio)), random.uniform(12, 45))
+
+
+def _resampled(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return resampled(audio, random, int(random.choice([11025, 12000, 22050, 24000, 32000, 44100, 48000])))
+
+
+def _coded(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Through libsndfile's MP3, Vorbis or Opus at a random rate, or 8 bit mu-law; the codec's delay is left in."""
+    scaled, choice = audio * (0.5 / (np.abs(audio).max() + 1e-9)), int(random.integers(7))
+    if choice == 6:
+        levels = np.round(np.sign(scaled) * np.log1p(255 * np.abs(scaled)) / np.log(256) * 127) / 127
+        return np.sign(levels) * np.expm1(np.abs(levels) * np.log(256)) / 255
+    container, codec, least, most = (("MP3", "MPEG_LAYER_III", 0.0, 0.9), ("OGG", "VORBIS", 0.0, 0.95),
+                                     ("OGG", "OPUS", 0.3, 0.97))[choice % 3]
+    stream = io.BytesIO()
+    soundfile.write(stream, scaled, RATE_HZ, format=container, subtype=codec,
+                    compression_level=float(random.uniform(least, most)))
+    stream.seek(0)
+    return _fitted(soundfile.read(stream)[0], len(audio))
+
+
+CHANCES: dict[Degradation, float] = {
+    _reverberant: 0.25, _equalised: 0.7, _band_limited: 0.25, _noisy: 0.5, _resampled: 0.25, _coded: 0.4}
+"""Stages in the order of a recording, and how often each is drawn."""
+
+
+def recorded(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Through a random recording chain of CHANCES, at the old level; one recording in ten stays as it is."""
+    if random.random() < 0.1:
+        return audio
+    made = audio.astype(np.float64)
+    for stage, chance in CHANCES.items():
+        if random.random() < chance:
+            made = stage(made, random)
+    gained = np.sqrt(np.mean(audio.astype(np.float64) ** 2) / (np.mean(made.astype(np.float64) ** 2) + 1e-20))
+    return (made * gained).astype(np.float32)

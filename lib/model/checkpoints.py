@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lib.model.evidence import Evidence
 from lib.model.networks import new_student, new_teacher
 from lib.model.pyramid import Standardised, freeze
 from lib.model.scaling import Scaling, Typicality
@@ -53,9 +54,12 @@ def sound(folder: Path, file: list[str]) -> dict[str, torch.Tensor]:
 
 
 def write_detector(folder: Path, settings: Settings, networks: dict[str, nn.Module], scaling: Scaling,
-                   typicality: Typicality, calibration: np.ndarray, facts: dict[str, object]) -> None:
+                   typicality: Typicality, calibration: np.ndarray, facts: dict[str, object],
+                   evidence: Evidence | None = None) -> None:
     """Write detector.safetensors and then detector.json (settings, `facts`, SHA-256) into `folder`, each atomically."""
     parts = {name: network.state_dict() for name, network in networks.items()} | {"scaling": scaling.tensors()}
+    if evidence:
+        parts["evidence"], facts = evidence.tensors(), facts | {"evidence": evidence.sheet()}
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     for name in ("mean", "deviation", "precision"):
         # The precision is most of the file: single precision is plenty for it.
@@ -114,8 +118,10 @@ def _settings(stated: dict[str, object]) -> Settings:
     return default.with_options({name: value for name, value in flat.items() if name in default.options()})
 
 
-def restored(folder: Path, settings: Settings, tensors: dict[str, torch.Tensor]) -> dict[str, object]:
-    """Teacher, student, scaling, typicality and calibration of a saved detector, by name. Raises DetectorError."""
+def restored(folder: Path, settings: Settings, tensors: dict[str, torch.Tensor],
+             sheet: dict[str, object]) -> dict[str, object]:
+    """Teacher, student, scaling, typicality, calibration and evidence of a saved detector, by name, from what
+    `read_detector` gave. Raises DetectorError."""
 
     def part(name: str) -> dict[str, torch.Tensor]:
         return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
@@ -130,7 +136,9 @@ def restored(folder: Path, settings: Settings, tensors: dict[str, torch.Tensor])
             network.load_state_dict(part(name))
             freeze(network)
         typicality = Typicality(**{name: value.numpy() for name, value in part("typicality").items()})
-        return {"teacher": teacher, "student": student, "scaling": Scaling.from_tensors(part("scaling")),
+        evidence = Evidence.restored(part("evidence"), sheet["evidence"]) if "evidence" in sheet else None
+        return {"teacher": teacher, "student": student, "evidence": evidence,
+                "scaling": Scaling.from_tensors(part("scaling")),
                 "typicality": typicality, "calibration": tensors["calibration"].numpy()}
     except (KeyError, RuntimeError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise DetectorError(f"{folder}: the weights do not fit the settings beside them ({str(error)[:200]}); "

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from lib.model.discrepancy import Level
+from lib.model.images import hop_samples
+from lib.settings import Settings
 
 SCALINGS = ("none", "level", "frequency", "channel", "element", "signed", "read")
 """Kinds of discrepancy scaling; the last needs a teacher with readers."""
@@ -43,6 +46,16 @@ def local_mean(values: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
 def readings(residual: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
     """What a reader (kind, channel) makes of a residual (channel, frequency, frame): (kind, frequency, frame)."""
     return torch.einsum("kc,cfn->kfn", reader, residual)
+
+
+def neighbourhoods(network: nn.Module, settings: Settings, seconds: float, hertz: float) -> list[Extent]:
+    """Rows and frames of a neighbourhood of `seconds` and `hertz` at each level of a network's features."""
+    view, channel = settings.view, settings.channel
+    frames, rows = round(seconds / view.hop_s), round(hertz / (channel.high_hz - channel.low_hz) * view.bins)
+    with torch.no_grad():
+        levels = network(torch.zeros(1, 63 * hop_samples(view)))  # 64 frames
+    strides = [(view.bins / level.shape[2], 64 / level.shape[3]) for level in levels]
+    return [(max(1, round(rows / tall)), max(1, round(frames / wide))) for tall, wide in strides]
 
 
 class Scaling:
