@@ -113,7 +113,8 @@ def test_a_renamed_pickle_runs_nothing(copy, tmp_path):
     assert (tmp_path / "ran").exists()  # it would have run
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": 1}', "[" * 100_000, '{"format": 1, "settings": 3, "sha256": 0}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"format": 1}', "[" * 100_000,
+                                  '{"format": 1, "settings": 3, "sha256": 0}'])
 def test_json_that_is_no_sheet_is_refused(copy, text):
     (copy / "detector.json").write_text(text)
     refused(copy, "detector.json")
@@ -130,8 +131,8 @@ def test_a_newer_format_is_refused(copy):
 
 
 @pytest.mark.parametrize(("section", "name", "value"), [
-    ("network", "teacher_width", 129), ("network", "student_width", -1), ("network", "levels", 0), ("network", "stem", 17),
-    ("view", "bins", 10**9)])
+    ("network", "teacher_width", 129), ("network", "student_width", -1), ("network", "levels", 0),
+    ("network", "stem", 17), ("view", "bins", 10**9)])
 def test_sizes_out_of_bounds_are_refused_before_anything_is_built(copy, section, name, value):
     sheet_changed(copy, lambda sheet: sheet["settings"][section].update({name: value}))
     refused(copy, "lies between")
@@ -183,7 +184,8 @@ def test_weights_that_are_not_finite_are_refused(copy):
 
 
 def test_a_header_that_claims_huge_tensors_allocates_nothing(copy):
-    header = json.dumps({"teacher.conv1.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
+    huge = {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}
+    header = json.dumps({"teacher.conv1.weight": huge}).encode()
     (copy / "detector.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
     sheet_changed(copy, lambda sheet: None)
     refused(copy, "cannot be read")
