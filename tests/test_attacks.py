@@ -20,13 +20,15 @@ def clip(tiny_detector):
 
 
 @pytest.mark.parametrize("scoring", [{}, {"pooling": "mean"}, {"scaling": "signed", "pooling": "profile"},
-                                     {"scaling": "signed", "pooling": "two_sided"}, {"pooling": "mean", "scaling": "frequency"},
+                                     {"scaling": "signed", "pooling": "two_sided"},
+                                     {"pooling": "mean", "scaling": "frequency"},
                                      {"pooling": "top", "scaling": "level"}, {"pooling": "quantile", "scaling": "none"},
                                      {"pooling": "max", "scaling": "element", "combine": "product"}])
 def test_the_differentiable_score_is_the_detectors_own(tiny_detector, clip, scoring):
     settings = tiny_detector.settings.with_options({f"scoring.{name}": value for name, value in scoring.items()})
     other = Detector(settings, tiny_detector.teacher, tiny_detector.student)
-    other.fit_scaling([apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(4)], list("abcd"))
+    clips = [apply_channel(toy_speech(1.5, seed, 90 + 5 * seed), settings.channel) for seed in range(4)]
+    other.fit_scaling(clips, list("abcd"))
     found = Target.of(other)
     picture = pictured(found, torch.from_numpy(clip[0])).requires_grad_(True)
     anomaly = anomaly_tensor(found, picture, clip[1])
@@ -49,7 +51,8 @@ def test_a_learned_filter_lowers_the_score_of_what_it_was_learned_on(target, cli
     assert shape.shape == (TAPS,) and np.isfinite(shape).all()
     audio = torch.from_numpy(filtered(clip[0], shape))
     with torch.no_grad():
-        before, after = (float(anomaly_tensor(target, pictured(target, one), clip[1])) for one in (torch.from_numpy(clip[0]), audio))
+        before, after = (float(anomaly_tensor(target, pictured(target, each), clip[1]))
+                         for each in (torch.from_numpy(clip[0]), audio))
     assert after < before
 
 
@@ -65,7 +68,8 @@ def test_the_table_counts_what_passes(tiny_detector):
     import pandas as pd
 
     calibration = tiny_detector.calibration
-    rows = pd.DataFrame({"generator": "x", "before": calibration.max() + np.array([1.0, 2.0]), "after": calibration.min() - 1})
+    before = calibration.max() + np.array([1.0, 2.0])
+    rows = pd.DataFrame({"generator": "x", "before": before, "after": calibration.min() - 1})
     table = attack_table(tiny_detector, calibration, rows)
     row = table.iloc[0]
     assert (row["AUC before"], row["AUC after"], row["passing before"], row["passing after"]) == (1.0, 0.0, 0.0, 1.0)

@@ -99,8 +99,10 @@ def fitted(real, fake):
 
 
 def test_registry_names_every_kind():
-    assert {entry.kind for entry in BASELINES.values()} == {"trivial", "one-class", "ablation", "pseudo-fake", "supervised"}
-    assert [entry.needs for entry in BASELINES.values() if entry.needs] == ["features", "features", "readings", "logits"]
+    kinds = {entry.kind for entry in BASELINES.values()}
+    assert kinds == {"trivial", "one-class", "ablation", "pseudo-fake", "supervised"}
+    needs = [entry.needs for entry in BASELINES.values() if entry.needs]
+    assert needs == ["features", "features", "readings", "logits"]
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -124,8 +126,9 @@ def test_same_seed_same_bits_and_no_global_state_touched(name, fitted, real, fak
     np.testing.assert_array_equal(again.anomaly(clips), fitted[name].anomaly(clips))
 
 
-@pytest.mark.parametrize("name", ["Deep SVDD", "Supervised LCNN on LFCC", "LFCC, Gaussian mixture", "ResNet on perturbed speech",
-                                  "Teacher neighbours (PatchCore)", "Teacher Gaussian (PaDiM)"])
+@pytest.mark.parametrize("name", ["Deep SVDD", "Supervised LCNN on LFCC", "LFCC, Gaussian mixture",
+                                  "ResNet on perturbed speech", "Teacher neighbours (PatchCore)",
+                                  "Teacher Gaussian (PaDiM)"])
 def test_another_seed_gives_other_scores(name, fitted, real, fake):
     other = make(name).fit(*((real[:16], fake[:8]) if name in SUPERVISED else (real[:16],)), seed=4)
     assert not np.array_equal(other.anomaly(real[16:18]), fitted[name].anomaly(real[16:18]))
@@ -161,7 +164,8 @@ def test_errors_say_what_is_wrong(name, fitted, real, fake):
     fit = (lambda clips: make(name).fit(clips, fake)) if name in SUPERVISED else make(name).fit
     for act in (fit, fitted[name].anomaly):
         for clips, message in (([], "at least one clip"), ([(broken, active)], "1 NaN or Inf"),
-                               ([(audio, active[:-1])], "flag for each"), ([(audio, np.zeros_like(active))], "some active"),
+                               ([(audio, active[:-1])], "flag for each"),
+                               ([(audio, np.zeros_like(active))], "some active"),
                                ([(audio[None], active)], "mono")):
             with pytest.raises(ValueError, match=message):
                 act(clips)

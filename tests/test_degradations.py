@@ -4,7 +4,7 @@ import pytest
 
 from lib import seeds
 from lib.audit.robustness import CONDITIONS
-from lib.audit.shortcuts import INTERVENTIONS, intervention_table, swap_table, transplanted
+from lib.audit.shortcuts import INTERVENTIONS, equivalence, intervention_table, swap_table, transplanted
 from lib.data.degradations import babble, ffmpeg_codec, joined, levelled, noise, pauses_cut, pauses_muted, silence, untouched
 from tests.conftest import RATE, toy_speech
 
@@ -78,6 +78,18 @@ def test_codecs_keep_length_and_place(audio, name):
 def test_a_codec_that_nobody_has_is_named(audio):
     with pytest.raises(RuntimeError, match="nobody's codec|ffmpeg"):
         ffmpeg_codec(audio, RANDOM, codec="nobody's codec", container="wav")
+
+
+def test_equivalence_by_hand():
+    """Differences of mean 0.1, deviation 0.2, n 16: standard error 0.05; t quantile 1.7531 at 15 degrees."""
+    values = 0.1 + 0.2 * np.sqrt(15 / 16) * np.tile([1, -1], 8)
+    interval, p_value = equivalence(values, 0.2)
+    assert interval == pytest.approx((0.1, 0.1 - 1.7531 * 0.05, 0.1 + 1.7531 * 0.05), abs=1e-3)
+    assert p_value == pytest.approx(0.0320, abs=1e-3)  # t = 2 with 15 degrees, one side
+    assert equivalence(values, 0.18)[1] > 0.05, "the 90 % interval reaches beyond"
+    assert equivalence(np.zeros(5), 0.1)[1] == 0
+    with pytest.raises(ValueError, match="margin"):
+        equivalence([1, 2], 0)
 
 
 def test_the_intervention_table_tells_a_confound_from_a_harmless_change():

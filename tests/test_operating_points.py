@@ -20,7 +20,8 @@ from lib.data.scorefiles import FRAME, OURS
 def voices(random, count, clips, spread=1.0):
     """Anomalies of `count` speakers who differ: (clip,) anomalies and names."""
     middle = spread * random.standard_normal(count)
-    return (middle[:, None] + random.standard_normal((count, clips))).ravel(), np.repeat([f"v{i}" for i in range(count)], clips)
+    anomalies = middle[:, None] + random.standard_normal((count, clips))
+    return anomalies.ravel(), np.repeat([f"v{i}" for i in range(count)], clips)
 
 
 def test_hand_computed():
@@ -40,7 +41,7 @@ def test_one_clip_a_speaker_is_the_ordinary_conformal_p_value():
 
 
 def test_clips_as_the_unit_flag_new_voices_too_often_and_speakers_do_not():
-    """Voices differ more than clips of one voice: one talkative calibration voice makes pooled clips too sure of themselves."""
+    """Voices differ more than clips of one: a talkative calibration voice makes pooled clips too sure of themselves."""
     random, rates = np.random.default_rng(1), {name: [] for name in CONSTRUCTIONS}
     for _ in range(300):
         middle = 3 * random.standard_normal(20)
@@ -80,7 +81,8 @@ def test_cross_conformal_by_hand():
     assert p_values(calibration, names, folds, "clips").tolist() == [2 / 5, 1.0]
     assert p_values(calibration, names, folds) == pytest.approx([(1 + 1 / 3) / 3, 1.0])
     same = np.array([[2.5, 0.0]] * 2)
-    assert p_values(calibration, names, same, "clips").tolist() == p_values(calibration, names, same[0], "clips").tolist()
+    ordinary = p_values(calibration, names, same[0], "clips")
+    assert p_values(calibration, names, same, "clips").tolist() == ordinary.tolist()
 
 
 def test_cross_conformal_flags_as_often_as_it_says_where_a_full_model_does_not():
@@ -97,16 +99,17 @@ def test_cross_conformal_flags_as_often_as_it_says_where_a_full_model_does_not()
 
 
 def frame_of(rows):
-    table = pd.DataFrame(rows, columns=["experiment", "split", "system", "role", "generator", "speaker", "clip_id", "anomaly"])
+    columns = ["experiment", "split", "system", "role", "generator", "speaker", "clip_id", "anomaly"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.assign(kind="ours", seed=0, family="", source="new source", parent="")[FRAME]
 
 
 @pytest.fixture(scope="module")
 def frame():
-    real, tests = np.linspace(0, 1, 50), [("bonafide", "", "x", 0.1), ("bonafide", "", "x", 0.2), ("bonafide", "", "y", 0.3),
-                                          ("bonafide", "", "y", 5.0), ("copysynth", "world", "x", 5.0),
-                                          ("copysynth", "vocoder", "y", 0.1), ("tts", "voice", "voice", 9.0),
-                                          ("control", "control_noise", "x", 9.0)]
+    real = np.linspace(0, 1, 50)
+    tests = [("bonafide", "", "x", 0.1), ("bonafide", "", "x", 0.2), ("bonafide", "", "y", 0.3),
+             ("bonafide", "", "y", 5.0), ("copysynth", "world", "x", 5.0), ("copysynth", "vocoder", "y", 0.1),
+             ("tts", "voice", "voice", 9.0), ("control", "control_noise", "x", 9.0)]
     rows = [("multi", "threshold", system, "bonafide", "", voice, f"{voice}{n}", value) for voice in "ab"
             for system in (OURS, WITHOUT + voice) for n, value in enumerate(real)]
     rows += [("single", "threshold", OURS, "bonafide", "", "a", f"s{n}", value) for n, value in enumerate(real)]
@@ -123,11 +126,13 @@ def test_points_detection_and_voices(frame):
         row = table.loc[(setting, "clips", 0.05)]
         assert row["false alarms"] == 0.25 and row["worst voice"] == 0.5 and row.resolved
         assert row["copies found"] == 0.5 and row["speech synthesis found"] == 1.0 and row.low < 0.25 < row.high
-        assert not table.loc[(setting, "speakers", 0.10)].resolved and table.loc[(setting, "speakers", 0.10)]["false alarms"] == 0
+        few = table.loc[(setting, "speakers", 0.10)]
+        assert not few.resolved and few["false alarms"] == 0
     assert set(table.loc["another corpus"].index.get_level_values(0)) == {"clips"}
     shares = detection(frame)
     shares = shares[shares.setting == "new voices"].set_index("generator")
-    assert shares.clips.tolist() == [1, 1, 1] and shares.loc["world", "5%"] == 1.0 and shares.loc["vocoder", "5%"] == 0.0
+    assert shares.clips.tolist() == [1, 1, 1]
+    assert shares.loc["world", "5%"] == 1.0 and shares.loc["vocoder", "5%"] == 0.0
     voices = by_voice(frame).set_index("speaker")
     assert voices["flagged at 5%, clips"].to_dict() == {"x": 0.0, "y": 0.5} and voices.clips.tolist() == [2, 2]
 

@@ -14,26 +14,34 @@ from lib.evaluate.baseline_networks import like_study
 from lib.evaluate.metrics import MetricError
 from lib.settings import load_settings
 
-COLUMNS = ["clip_id", "speaker", "parent", "corpus", "single", "multi", "role", "family", "generator", "text", "anomaly"]
+COLUMNS = ["clip_id", "speaker", "parent", "corpus", "single", "multi", "role", "family", "generator", "text",
+           "anomaly"]
 
 
 def clip_table():
     """Two test voices with two real sentences and their copies each; one text-to-speech voice; one control."""
-    rows = [(f"{voice}{n}", voice, "", corpus, "", "test", "bonafide", "", "", "", anomaly)
-            for voice, corpus, anomalies in (("x", "a-ru", (0.0, 1.0)), ("y", "b", (2.0, 3.0))) for n, anomaly in enumerate(anomalies)]
-    for generator, family, anomalies in (("world", "vocoder-signal", (0.5, 4.0, 1.5, 5.0)), ("hifi", "vocoder-neural", (4.0, 5.0, 6.0, 7.0))):
-        rows += [(f"{parent}_{generator}", parent[0], parent, "a-ru", "", "test", "copysynth", family, generator, "", anomaly)
-                 for parent, anomaly in zip(("x0", "x1", "y0", "y1"), anomalies)]
+    parents, rows = ("x0", "x1", "y0", "y1"), []
+    for parent, corpus, anomaly in zip(parents, ("a-ru", "a-ru", "b", "b"), (0.0, 1.0, 2.0, 3.0)):
+        rows.append((parent, parent[0], "", corpus, "", "test", "bonafide", "", "", "", anomaly))
+    for role, family, generator, anomalies in (("copysynth", "vocoder-signal", "world", (0.5, 4.0, 1.5, 5.0)),
+                                               ("copysynth", "vocoder-neural", "hifi", (4.0, 5.0, 6.0, 7.0)),
+                                               ("control", "control", "control_resample", (0.0, 1.0, 2.0, 3.0))):
+        rows += [(f"{parent}_{generator}", parent[0], parent, "a-ru", "", "test", role, family, generator, "", anomaly)
+                 for parent, anomaly in zip(parents, anomalies)]
     rows += [(f"kal_{n}", "kal", "", "kal", "", "test", "tts", "tts-diphone", "kal", f"sentence {n}", anomaly)
              for n, anomaly in enumerate((-1.0, 9.0))]
-    rows += [(f"{parent}_c", parent[0], parent, "a-ru", "", "test", "control", "control", "control_resample", "", anomaly)
-             for parent, anomaly in zip(("x0", "x1", "y0", "y1"), (0.0, 1.0, 2.0, 3.0))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def frame_of(shift=0.0, seed=0, system=OURS, kind="ours"):
     table = clip_table()
-    return score_frame(table.assign(anomaly=table.anomaly + shift * (table.role == "copysynth")), "multi", system, kind, seed)
+    table = table.assign(anomaly=table.anomaly + shift * (table.role == "copysynth"))
+    return score_frame(table, "multi", system, kind, seed)
+
+
+def copies_of(*frames):
+    together = pd.concat(frames)
+    return results.Sides.of(together[together.role.isin(["bonafide", "copysynth"])])
 
 
 def test_auc_by_generator_by_hand():
@@ -69,34 +77,38 @@ def test_clusters_are_voices_or_sentences():
 def test_families_of_the_headline():
     parts = {name: part.generator[part.role != "bonafide"].unique().tolist() for name, part in parts_of(frame_of())}
     assert parts == {"signal vocoder": ["world"], "neural vocoder": ["hifi"], "joined recordings": ["kal"],
-                     "all copies": ["world", "hifi"], "all fakes": ["world", "hifi", "kal"], "control_resample": ["control_resample"]}
+                     "all copies": ["world", "hifi"], "all fakes": ["world", "hifi", "kal"],
+                     "control_resample": ["control_resample"]}
 
 
 def test_a_summary_is_the_mean_over_generators_and_seeds():
     frame = pd.concat([frame_of(), frame_of(-2.5, seed=1)])
     table = results.summary(frame).set_index("fakes")
-    # The second seed's copies lie 2.5 lower: world -2, 1.5, -1, 2.5 beats 0 + 2 + 0 + 3, hifi 1.5, 2.5, 3.5, 4.5: 2 + 3 + 4 + 4.
+    # The second seed's copies lie 2.5 lower: world -2, 1.5, -1, 2.5 beats 0 + 2 + 0 + 3 real clips,
+    # hifi 1.5, 2.5, 3.5, 4.5 beats 2 + 3 + 4 + 4.
     world, hifi = (11 / 16 + 5 / 16) / 2, (1 + 13 / 16) / 2
     assert table.auc["signal vocoder"] == pytest.approx(world) and table.auc["neural vocoder"] == pytest.approx(hifi)
-    assert table.auc["all copies"] == pytest.approx((world + hifi) / 2) and table.lowest["all copies"] == pytest.approx(world)
+    assert table.auc["all copies"] == pytest.approx((world + hifi) / 2)
+    assert table.lowest["all copies"] == pytest.approx(world)
     assert (table.seeds == 2).all() and table.auc["all fakes"] == pytest.approx((world + hifi + 0.5) / 3)
     # Within voices, x: world 3 and 2 of 4 pairs, hifi all; y: world 2 and 1 of 4, hifi all.
     assert table["within voices"]["all copies"] == pytest.approx(np.mean([[3 / 4, 1, 2 / 4, 1], [2 / 4, 1, 1 / 4, 1]]))
     alone = results.summary(frame_of()).set_index("fakes")
     assert table.auc_high["all copies"] - table.auc_low["all copies"] > 0 and alone.seeds["all copies"] == 1
     assert len(results.TABLES["33_seeds"][1](frame, 0)) == 2 * len(table)
-    together = results.summary(results.ensemble(frame)).set_index("fakes")
+    together = results.TABLES["33_ensemble"][1](frame, 0).set_index("fakes")
     assert together.auc["neural vocoder"] == pytest.approx(15 / 16)  # hifi 2.75, 3.75, 4.75, 5.75
 
 
 def test_seeds_widen_an_interval():
-    narrow = results.mean_auc(pd.concat([frame_of(), frame_of(seed=1)])[lambda table: table.role.isin(["bonafide", "copysynth"])])
-    wide = results.mean_auc(pd.concat([frame_of(), frame_of(-4, seed=1)])[lambda table: table.role.isin(["bonafide", "copysynth"])])
-    assert wide.high - wide.low > narrow.high - narrow.low
+    narrow, least = results.mean_auc(copies_of(frame_of(), frame_of(seed=1)))
+    wide, _ = results.mean_auc(copies_of(frame_of(), frame_of(-4, seed=1)))
+    assert wide.high - wide.low > narrow.high - narrow.low and least == 11 / 16
 
 
 def test_voices_with_their_sources():
-    clips = pd.concat([clip_table(), clip_table().head(1).assign(clip_id="t", speaker="z", corpus="a-en", multi="train")])
+    trained = clip_table().head(1).assign(clip_id="t", speaker="z", corpus="a-en", multi="train")
+    clips = pd.concat([clip_table(), trained])
     known = sources(clips, "multi")
     assert (known["x0"], known["y0"], known["t"]) == ("known collection", "new source", "known voice")
     table = results.per_voice(score_frame(clip_table(), "multi", clips=clips)).set_index("voice")
@@ -119,8 +131,8 @@ def test_paired_differences_over_voices():
 
 
 def test_one_voice_is_compared_by_t_over_sentences():
-    frame = pd.concat([frame_of(), frame_of(-2.5, system="other", kind="one-class")]).assign(experiment="single", speaker="x")
-    row = results.paired_table(frame).iloc[0]
+    frame = pd.concat([frame_of(), frame_of(-2.5, system="other", kind="one-class")])
+    row = results.paired_table(frame.assign(experiment="single", speaker="x")).iloc[0]
     assert math.isnan(row["p (sign flips)"]) and row["voices agreeing"] == "" and 0 < row["p (t)"] < 1
 
 
@@ -135,13 +147,14 @@ def test_score_files_are_whole_and_equal_bytes(tmp_path):
 
 
 def test_recheck_rebuilds_every_table_and_finds_what_was_changed(tmp_path):
-    frame = save_scores(pd.concat([frame_of(1 / 3, seed) for seed in (0, 1)] + [frame_of(-2.5, 0, "other", "one-class")]),
-                        tmp_path / "30_scores.csv.gz")
+    frame = pd.concat([frame_of(1 / 3, 0), frame_of(1 / 3, 1), frame_of(-2.5, 0, "other", "one-class")])
+    frame = save_scores(frame, tmp_path / "30_scores.csv.gz")
     pooled = pd.concat([frame_of(0, 0, "read, mean"), frame_of(-1, 0, "none, max")])
     early = pooled.assign(split="development", clip_id="early " + pooled.clip_id)
     pooled = save_scores(pd.concat([pooled, early]), tmp_path / "32_scores.csv.gz")
     for name, (source, build) in results.TABLES.items():
-        build(frame if source == "30_scores" else pooled, 50).to_csv(tmp_path / f"{name}.csv", index=False, float_format="%.6f")
+        table = build(frame if source == "30_scores" else pooled, 50)
+        table.to_csv(tmp_path / f"{name}.csv", index=False, float_format="%.6f")
     assert results.recheck(tmp_path, tmp_path, resamples=50) == [(name, 0.0) for name in results.TABLES]
     table = pd.read_csv(tmp_path / "30_per_voice.csv")
     table.assign(**{"mean AUC": table["mean AUC"] + 0.01}).to_csv(tmp_path / "30_per_voice.csv", index=False)
@@ -157,7 +170,8 @@ def test_nothing_of_this_needs_torch():
     import sys
 
     code = "import sys, lib.evaluate.results, lib.audit.operating_points; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_baselines_take_the_steps_the_channel_and_the_image_of_the_study():
@@ -168,7 +182,8 @@ def test_baselines_take_the_steps_the_channel_and_the_image_of_the_study():
 
 
 def test_a_frame_of_the_development_clips():
-    table = clip_table().assign(multi=["validation" if role == "bonafide" else "development" for role in clip_table().role])
+    table = clip_table()
+    table["multi"] = np.where(table.role == "bonafide", "validation", "development")
     frame = score_frame(table, "multi")
     assert set(frame.split) == {"development"}
     assert results.per_generator(frame, "multi", split="development").set_index("generator").auc["hifi"] == 1

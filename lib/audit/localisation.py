@@ -24,6 +24,8 @@ from lib.paths import DATA
 from lib.settings import RATE_HZ, Settings, View
 
 if TYPE_CHECKING:
+    from lib.detector import Detector
+    from lib.model.maps import Explanation
     from lib.study import Study
 
 KINDS = ("splice", "band", "box")
@@ -202,6 +204,30 @@ def saliency(classifier: SupervisedResNet, audio: np.ndarray, active: np.ndarray
     images = classifier._images(samples).requires_grad_()
     gradient, = torch.autograd.grad(classifier.network(images, flags).sum(), images)
     return gradient[0].abs().amax(dim=0).numpy()
+
+
+def map_makers(detector: Detector, classifier: SupervisedResNet) -> dict[str, Callable]:
+    """The maps that notebook 41 compares, `(audio, active) -> (frequency, frame)`: the detector's own, other kinds of
+    scaling, the published product over levels of the unscaled discrepancy (Wang et al. 2021, eq. 5), and rivals."""
+
+    def scaled(kind: str) -> Callable:
+        return lambda audio, active: detector.explain_prepared(audio, active, kind=kind).map
+
+    def plain(audio: np.ndarray, active: np.ndarray) -> Explanation:
+        return detector.explain_prepared(audio, active, kind="none")
+
+    def knows_speech(audio: np.ndarray, active: np.ndarray) -> np.ndarray:
+        explanation = plain(audio, active)
+        return np.broadcast_to(explanation.active.astype(float), explanation.map.shape)
+
+    own = detector.map_kind
+    makers = {f"{own} (ours)": scaled(own)}
+    makers |= {f"{kind} scaling": scaled(kind) for kind in ("signed", "element", "frequency", "none") if kind != own}
+    return makers | {
+        "product, no scaling": lambda audio, active: np.prod(plain(audio, active).levels, axis=0),
+        "activity": knows_speech, "log-energy": lambda audio, active: plain(audio, active).image[0],
+        "saliency": lambda audio, active: saliency(classifier, audio, active),
+        "random": lambda audio, active: random_map(plain(audio, active).map.shape, 0, str(len(audio)))}
 
 
 def make_edits(study: Study, experiment: str, generators: tuple[str, ...], kinds: tuple[str, ...] = KINDS,

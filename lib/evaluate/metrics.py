@@ -5,8 +5,7 @@ log-likelihood ratios in nats. MetricError: an empty class, NaN or Inf, not one-
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from itertools import product
 from typing import NamedTuple
 
@@ -224,36 +223,43 @@ def auc_interval(auc: float, variance: float, freedom: float, pairs: float, leve
     return Interval(auc, *map(float, ends))
 
 
-def clustered_bootstrap(statistic: Callable, bonafide_clusters, spoof_clusters, resamples: int = 1000,
-                        level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval (low, high) of statistic(bonafide indices, spoof indices) over resampled clusters, strata
-    (`_clusters`) each by itself, so that no class is missing.
+def bootstrap_weights(bonafide_clusters, spoof_clusters, resamples: int = 1000, seed: int = 0) -> list[np.ndarray]:
+    """How often each bona fide (resample, m) and each spoof clip (resample, n) is in each resample of whole clusters.
 
-    A cluster is what clips share (speaker, or parent clip): real clips and their copies under one name stay together.
-    Quantiles lie further out the fewer clusters there are, at Phi(-sqrt(k / (k - 1)) t) for t of k - 1 (Hesterberg
-    2015). MetricError below 2 clusters or where most resamples have no value.
-    """
+    A cluster is what clips share (speaker, or parent clip): real clips and their copies under one name stay together
+    (Bengio & Mariethoz 2004). Strata (`_clusters`) are drawn each by itself, so that no class is missing."""
     _require(resamples >= 1, "at least 1 resample", resamples, "Use 1000 for a report.")
-    sizes, tail = (len(bonafide_clusters), len(spoof_clusters)), (1 - _fraction(level, "level")) / 2
+    sizes, generator = (len(bonafide_clusters), len(spoof_clusters)), np.random.default_rng(seed)
     member, strata = _clusters(bonafide_clusters, spoof_clusters, sizes)
-    generator, trials, values = np.random.default_rng(seed), [np.arange(size) for size in sizes], []
-    for _ in range(resamples):
-        drawn = np.concatenate([each[generator.integers(each.size, size=each.size)] for each in strata])
-        times = np.split(np.bincount(drawn, minlength=member.max() + 1)[member], [sizes[0]])
-        with suppress(MetricError):  # for example all scores of a resample equal
-            values.append(statistic(*map(np.repeat, trials, times)))
-    _require(2 * len(values) >= resamples, "a statistic for most resamples", f"{len(values)} of {resamples}",
-             "Most lack it: add speakers or cluster by parent clip.")
-    k = min(each.size for each in strata if each.size > 1)
-    tail = scipy.stats.norm.cdf(-np.sqrt(k / (k - 1)) * scipy.stats.t.ppf(1 - tail, k - 1))
-    return tuple(np.quantile(_vector(values, "bootstrap values, one number a resample"), [tail, 1 - tail]).tolist())
+    times = np.zeros((resamples, member.max() + 1), dtype=int)
+    for row in times:
+        for each in strata:
+            row += np.bincount(each[generator.integers(each.size, size=each.size)], minlength=row.size)
+    return np.split(times[:, member], [sizes[0]], axis=1)
+
+
+def percentile_interval(values, clusters: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of a statistic from its values over resamples of so many clusters: quantiles further out the
+    fewer there are, at Phi(-sqrt(k / (k - 1)) t) for t of k - 1 (Hesterberg 2015). NaN values are left out."""
+    distance = scipy.stats.t.ppf((1 + _fraction(level, "level")) / 2, clusters - 1) * np.sqrt(clusters / (clusters - 1))
+    return tuple(np.nanquantile(values, scipy.stats.norm.cdf([-distance, distance])).tolist())
+
+
+def resampled_error_rates(bonafide, spoof, real_times: np.ndarray, fake_times: np.ndarray) -> np.ndarray:
+    """The EER of each resample (resample,) of `bootstrap_weights`, NaN where a class is missing; as `equal_error_rate`,
+    but a clip that was drawn several times is rejected at once."""
+    order = np.argsort(np.concatenate(_both(bonafide, spoof)), kind="stable")
+    times, is_real = np.concatenate([real_times, fake_times], axis=1)[:, order], order < len(bonafide)
+    with np.errstate(invalid="ignore"):
+        frr, accepted = (np.cumsum(part, axis=1) / part.sum(axis=1, keepdims=True)
+                         for part in (times * is_real, times * ~is_real))
+    nearest = np.argmin(np.nan_to_num(np.abs(frr - 1 + accepted), nan=9), axis=1)[:, None]
+    return np.take_along_axis((frr + 1 - accepted) / 2, nearest, axis=1)[:, 0]
 
 
 def paired(differences, level: float = 0.95) -> Paired:
-    """What paired differences (cluster,), one for each voice, say of their mean. MetricError below 2.
-
-    Exact sign flips assume symmetry under "no difference" alone (Fisher 1935); of k clusters their least p-value is
-    2 / 2^k."""
+    """What paired differences (cluster,), one for each voice, say of their mean. Exact sign flips assume symmetry under
+    "no difference" alone (Fisher 1935); of k clusters their least p-value is 2 / 2^k. MetricError below 2."""
     values, tail = _vector(differences, "differences"), (1 - _fraction(level, "level")) / 2
     k, mean = values.size, float(values.mean())
     _require(k > 1, "at least 2 clusters", k, "One voice shows no spread between voices.")
@@ -266,22 +272,9 @@ def paired(differences, level: float = 0.95) -> Paired:
     return Paired(mean, mean - half, mean + half, agree, k, float(p_flips), float(p_t))
 
 
-def equivalence(differences, margin: float) -> tuple[Interval, float]:
-    """Mean of paired differences (cluster,) with its 90 % interval, and the p-value of "it lies outside +-margin" by
-    two one-sided t tests (Schuirmann 1987). Where p <= 0.05 the interval lies inside: the difference is none."""
-    values = _vector(differences, "differences")
-    _require(values.size > 1 and margin > 0, "2 differences and a margin above 0", (values.size, margin), "Add clips.")
-    mean, freedom = float(values.mean()), values.size - 1
-    error = max(values.std(ddof=1) / np.sqrt(values.size), 1e-300)
-    half = scipy.stats.t.ppf(0.95, freedom) * error
-    p_value = scipy.stats.t.sf((margin - abs(mean)) / error, freedom)
-    return Interval(mean, mean - half, mean + half), float(p_value)
-
-
 def coverage(sizes: Iterable[int], auc: float = 0.75, rho: float = 0.4, shared: float = 0.5, trials: int = 400,
              seed: int = 0, level: float = 0.95) -> float:
     """Share of simulated tests whose `auc_interval` holds the true AUC, with voices of as many clips as `sizes` says.
-
     Clips are normal; a share `rho` of their variance is the voice's, whose real and fake means correlate by `shared`;
     `auc` is that of clips of different voices, and the truth counts the pairs within a voice as well."""
     sizes, generator, hits = np.asarray(list(sizes)), np.random.default_rng(seed), 0

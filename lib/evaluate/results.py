@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,25 +22,36 @@ from lib.evaluate.metrics import Interval
 from lib.paths import atomic
 
 
-def _sides(frame: pd.DataFrame) -> list[tuple[pd.DataFrame, np.ndarray]]:
-    """Real clips and fakes of one system, experiment and split: each a row a clip, and anomalies (clip, seed)."""
-    wide = frame.pivot(index="clip_id", columns="seed", values="anomaly").dropna()
-    rows = frame.drop_duplicates("clip_id").set_index("clip_id").loc[wide.index].reset_index()
-    real = (rows.role == "bonafide").to_numpy()
-    return [(rows[mask].reset_index(drop=True), wide.to_numpy()[mask]) for mask in (real, ~real)]
+class Sides(NamedTuple):
+    """Real clips and fakes of one system and split: rows of a frame, anomalies (clip, seed), clusters (clip,)."""
 
+    real: pd.DataFrame
+    fake: pd.DataFrame
+    of_real: np.ndarray
+    of_fake: np.ndarray
+    real_clusters: np.ndarray
+    fake_clusters: np.ndarray
 
-def _influence(real: np.ndarray, fake: np.ndarray, generator: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean AUC over generators for each seed, and what each clip adds to their mean (lib.evaluate.metrics)."""
-    names, seeds = np.unique(generator), real.shape[1]
-    values, on_real, on_fake = np.zeros(seeds), np.zeros(len(real)), np.zeros(len(fake))
-    for number in range(seeds):
-        for mask in (generator == name for name in names):
-            auc, *parts = metrics.auc_influence(-real[:, number], -fake[mask, number])
-            values[number] += auc / len(names)
-            on_real += parts[0] / len(names) / seeds
-            on_fake[mask] += parts[1] / len(names) / seeds
-    return values, on_real, on_fake
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Sides:
+        """Of a score frame; clips that a seed did not score are left out."""
+        wide = frame.pivot(index="clip_id", columns="seed", values="anomaly").dropna()
+        rows = frame.drop_duplicates("clip_id").set_index("clip_id").loc[wide.index].reset_index()
+        real, names, anomalies = (rows.role == "bonafide").to_numpy(), clusters(rows), wide.to_numpy()
+        return cls(*(rows[mask].reset_index(drop=True) for mask in (real, ~real)), anomalies[real], anomalies[~real],
+                   names[real], names[~real])
+
+    def influence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """AUC of each seed and generator, and what each real clip and fake adds to their mean (auc_influence)."""
+        names, seeds = np.unique(self.fake.generator), self.of_real.shape[1]
+        values, on_real, on_fake = np.zeros((seeds, len(names))), np.zeros(len(self.real)), np.zeros(len(self.fake))
+        for column, name in enumerate(names):
+            mask = (self.fake.generator == name).to_numpy()
+            for seed in range(seeds):
+                values[seed, column], *parts = metrics.auc_influence(-self.of_real[:, seed], -self.of_fake[mask, seed])
+                on_real += parts[0] / values.size
+                on_fake[mask] += parts[1] / values.size
+        return values, on_real, on_fake
 
 
 def _with_seeds(variance: float, freedom: float, values: np.ndarray) -> tuple[float, float]:
@@ -50,45 +62,43 @@ def _with_seeds(variance: float, freedom: float, values: np.ndarray) -> tuple[fl
     return variance + own, (variance + own) ** 2 / (variance**2 / freedom + own**2 / (len(values) - 1))
 
 
-def mean_auc(frame: pd.DataFrame) -> Interval:
-    """Mean AUC over generators and seeds of one system and split, with a 95 % interval over `clusters` and seeds."""
-    (real, of_real), (fake, of_fake) = _sides(frame)
-    values, *parts = _influence(of_real, of_fake, fake.generator.to_numpy())
-    spread = metrics.cluster_variance(*parts, clusters(real), clusters(fake))
-    sizes = [metrics.effective_clips(of_real.mean(1), clusters(real))]
-    for _, group in fake.groupby("generator"):
-        sizes.append(metrics.effective_clips(of_fake[group.index].mean(1), clusters(group)))
-    return metrics.auc_interval(float(values.mean()), *_with_seeds(*spread, values), min(sizes))
+def mean_auc(sides: Sides) -> tuple[Interval, float]:
+    """Mean AUC over generators and seeds with a 95 % interval over clusters and seeds, and the least generator's."""
+    values, *parts = sides.influence()
+    spread = metrics.cluster_variance(*parts, sides.real_clusters, sides.fake_clusters)
+    sizes = [metrics.effective_clips(sides.of_real.mean(1), sides.real_clusters)]
+    for _, group in sides.fake.groupby("generator"):
+        sizes.append(metrics.effective_clips(sides.of_fake[group.index].mean(1), sides.fake_clusters[group.index]))
+    spread = _with_seeds(*spread, values.mean(axis=1))
+    return metrics.auc_interval(float(values.mean()), *spread, min(sizes)), float(values.mean(axis=0).min())
 
 
-def mean_eer(frame: pd.DataFrame, resamples: int = 0, seed: int = 0) -> Interval:
+def mean_eer(sides: Sides, resamples: int = 0, seed: int = 0) -> Interval:
     """The same of the EER, by a bootstrap of clusters and seeds; without resamples there is no interval (NaN)."""
-    (real, of_real), (fake, of_fake) = _sides(frame)
-    generator, seeds = np.unique(fake.generator, return_inverse=True)[1], of_real.shape[1]
-    random = np.random.default_rng(seed)
-
-    def eer(picked: np.ndarray, chosen: np.ndarray, columns: np.ndarray) -> float:
-        groups = [chosen[generator[chosen] == number] for number in range(generator.max() + 1)]
-        return float(np.mean([metrics.equal_error_rate(-of_real[picked, column], -of_fake[group, column])[0]
-                              for column in columns for group in groups]))
-
-    value = eer(np.arange(len(real)), np.arange(len(fake)), np.arange(seeds))
+    masks = [(sides.fake.generator == name).to_numpy() for name in sides.fake.generator.unique()]
+    pairs = [[(-real, -fake[mask]) for mask in masks] for real, fake in zip(sides.of_real.T, sides.of_fake.T)]
+    value = float(np.mean([metrics.equal_error_rate(*pair)[0] for of_seed in pairs for pair in of_seed]))
     if not resamples:
         return Interval(value, math.nan, math.nan)
-    low, high = metrics.clustered_bootstrap(lambda *picked: eer(*picked, random.integers(seeds, size=seeds)),
-                                            clusters(real), clusters(fake), resamples, seed=seed)
+    times, others = metrics.bootstrap_weights(sides.real_clusters, sides.fake_clusters, resamples, seed)
+    rates = np.array([np.nanmean([metrics.resampled_error_rates(*pair, times, others[:, mask])
+                                  for pair, mask in zip(of_seed, masks)], axis=0) for of_seed in pairs])
+    drawn = np.random.default_rng(seed).integers(len(pairs), size=rates.shape)
+    k = max(2, min(len(set(names)) for names in (sides.real_clusters, sides.fake_clusters)))
+    low, high = metrics.percentile_interval(np.take_along_axis(rates, drawn, axis=0).mean(axis=0), k)
     # A bootstrap of a perfect sample has no width: there, the exact bound for no error.
-    bound = 1 - 0.025 ** (1 / metrics.effective_clips(of_real.mean(1), clusters(real)))
+    bound = 1 - 0.025 ** (1 / metrics.effective_clips(sides.of_real.mean(1), sides.real_clusters))
     return Interval(value, low, high if value else max(high, bound))
 
 
-def within_voices(frame: pd.DataFrame) -> pd.Series:
+def within_voices(sides: Sides) -> pd.Series:
     """Mean AUC over generators and seeds of each voice's real clips against its own copies; without any, all fakes."""
-    ((real, of_real), (fake, of_fake)), values = _sides(frame), {}
-    for voice, group in real.groupby("speaker"):
-        own = (fake.speaker == voice).to_numpy()
-        own = own if own.any() else np.ones(len(fake), dtype=bool)
-        values[voice] = _influence(of_real[group.index], of_fake[own], fake.generator.to_numpy()[own])[0].mean()
+    values = {}
+    for voice, group in sides.real.groupby("speaker"):
+        own = (sides.fake.speaker == voice).to_numpy()
+        own, mine = own if own.any() else np.ones(len(own), dtype=bool), group.index.to_numpy()
+        part = Sides(group, sides.fake[own], sides.of_real[mine], sides.of_fake[own], group.speaker, own)
+        values[voice] = part.influence()[0].mean()
     return pd.Series(values, name="auc")
 
 
@@ -97,9 +107,9 @@ def _by_generator(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield name, frame[(frame.role == "bonafide") | (frame.generator == name)]
 
 
-def _rates(part: pd.DataFrame, resamples: int) -> dict[str, float]:
-    names = "auc", "auc_low", "auc_high", "eer", "eer_low", "eer_high"
-    return dict(zip(names, [*mean_auc(part), *mean_eer(part, resamples)]))
+def _rates(sides: Sides, resamples: int) -> dict[str, float]:
+    names, (auc, lowest) = ("auc", "auc_low", "auc_high", "eer", "eer_low", "eer_high", "lowest"), mean_auc(sides)
+    return dict(zip(names, [*auc, *mean_eer(sides, resamples), lowest]))
 
 
 def summary(frame: pd.DataFrame, resamples: int = 0) -> pd.DataFrame:
@@ -108,11 +118,12 @@ def summary(frame: pd.DataFrame, resamples: int = 0) -> pd.DataFrame:
     rows, names = [], ["system", "kind", "experiment"]
     for keys, group in frame[frame.split == "test"].groupby(names, sort=False):
         for name, part in parts_of(group):
-            least, voices = min(mean_auc(each).value for _, each in _by_generator(part)), within_voices(part)
-            within = metrics.paired(voices) if len(voices) > 1 else [math.nan] * 3
-            within = within if np.ptp(voices) or len(voices) < 2 else metrics.auc_interval(within[0], 0, 1, len(voices))
-            row = dict(zip(names, keys)) | {"fakes": name, "seeds": part.seed.nunique()} | _rates(part, resamples)
-            rows.append(row | {"lowest": least, "within voices": within[0], "within_low": np.clip(within[1], 0, 1),
+            voices, within = within_voices(sides := Sides.of(part)), [math.nan] * 3
+            if len(voices) > 1:
+                exact = metrics.auc_interval(voices.mean(), 0, 1, len(voices))  # where all voices are alike
+                within = metrics.paired(voices) if np.ptp(voices) else exact
+            row = dict(zip(names, keys)) | {"fakes": name, "seeds": part.seed.nunique()} | _rates(sides, resamples)
+            rows.append(row | {"within voices": within[0], "within_low": np.clip(within[1], 0, 1),
                                "within_high": np.clip(within[2], 0, 1)})
     return pd.DataFrame(rows)
 
@@ -128,8 +139,8 @@ def per_generator(scores: pd.DataFrame, experiment: str, resamples: int = 0, spl
     for name, part in _by_generator(frame):
         fakes = part[part.role != "bonafide"]
         row = {"experiment": experiment, "kind": fakes.role.iloc[0], "family": fakes.family.iloc[0], "generator": name,
-               "clips": fakes.clip_id.nunique()} | _rates(part, resamples if intervals else 0)
-        rows.append(row if intervals else {key: value for key, value in row.items() if "_" not in key})
+               "clips": fakes.clip_id.nunique()} | _rates(Sides.of(part), resamples if intervals else 0)
+        rows.append({key: value for key, value in row.items() if key != "lowest" and (intervals or "_" not in key)})
     order = [*scorefiles.ROLES, "control"].index
     return pd.DataFrame(rows).sort_values("kind", key=lambda kinds: kinds.map(order), kind="stable", ignore_index=True)
 
@@ -144,13 +155,13 @@ def summary_row(table: pd.DataFrame) -> dict[str, float]:
 
 def per_voice(frame: pd.DataFrame, experiment: str = "multi") -> pd.DataFrame:
     """One row a test voice: where it is from, its real clips, and its own copies against them, mean over seeds."""
-    part, rows = frame[(frame.experiment == experiment) & (frame.split == "test")], []
+    part = frame[(frame.experiment == experiment) & (frame.split == "test")]
     part = part[part.role.isin(["bonafide", "copysynth"])]
-    auc = pd.DataFrame({name: within_voices(each) for name, each in _by_generator(part)})
-    for voice, each in part[part.role == "bonafide"].groupby("speaker"):
-        rows.append({"voice": voice, "source": each.source.iloc[0], "bona fide clips": each.clip_id.nunique(),
-                     "mean AUC": auc.loc[voice].mean(), "lowest AUC": auc.loc[voice].min()})
-    return pd.DataFrame(rows)
+    auc = pd.DataFrame({name: within_voices(Sides.of(each)) for name, each in _by_generator(part)})
+    real = part[part.role == "bonafide"].groupby("speaker")
+    table = pd.DataFrame({"source": real.source.first(), "bona fide clips": real.clip_id.nunique(),
+                          "mean AUC": auc.mean(axis=1), "lowest AUC": auc.min(axis=1)})
+    return table.rename_axis("voice").reset_index()
 
 
 def paired_table(frame: pd.DataFrame, ours: str = OURS) -> pd.DataFrame:
@@ -161,41 +172,33 @@ def paired_table(frame: pd.DataFrame, ours: str = OURS) -> pd.DataFrame:
     for experiment, group in frame[frame.split == "test"].groupby("experiment", sort=False):
         for fakes, role in (("all copies", "copysynth"), ("all speech synthesis", "tts")):
             part = group[group.role.isin(["bonafide", role])]
-            mine = part[part.system == ours]
             for (system, kind), theirs in part[part.system != ours].groupby(["system", "kind"], sort=False):
-                if (mine.role == role).any():
+                if (part.role == role).any():
                     rows.append({"experiment": experiment, "fakes": fakes, "baseline": system, "kind": kind,
-                                 **_difference(mine, theirs)})
+                                 **_difference(part[part.system == ours], theirs)})
     table = pd.DataFrame(rows)
     table["p (Holm)"] = metrics.holm(table["p (sign flips)"].fillna(table["p (t)"]))
     return table
 
 
 def _difference(mine: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, float]:
-    sides, parts = [_sides(frame) for frame in (mine, theirs)], []
-    for (real, of_real), (fake, of_fake) in sides:
-        parts.append(_influence(of_real, of_fake, fake.generator.to_numpy()))
-        if not real.clip_id.equals(sides[0][0][0].clip_id) or not fake.clip_id.equals(sides[0][1][0].clip_id):
-            raise metrics.MetricError(f"{theirs.system.iloc[0]} scored other clips than {mine.system.iloc[0]}")
-    gap = parts[0][0].mean() - parts[1][0].mean()
-    influence = parts[0][1] - parts[1][1], parts[0][2] - parts[1][2]
-    spread = metrics.cluster_variance(*influence, clusters(real), clusters(fake))
-    if len(parts[0][0]) == len(parts[1][0]):
-        spread = _with_seeds(*spread, parts[0][0] - parts[1][0])
-    error, voices = max(spread[0] ** 0.5, 1e-12), within_voices(mine) - within_voices(theirs)
+    ours, other = Sides.of(mine), Sides.of(theirs)
+    if not ours.real.clip_id.equals(other.real.clip_id) or not ours.fake.clip_id.equals(other.fake.clip_id):
+        raise metrics.MetricError(f"{theirs.system.iloc[0]} scored other clips than {mine.system.iloc[0]}")
+    (values, *parts), (others, *rest) = ours.influence(), other.influence()
+    gap, gaps = values.mean() - others.mean(), [a - b for a, b in zip(parts, rest)]
+    spread = metrics.cluster_variance(*gaps, ours.real_clusters, ours.fake_clusters)
+    if len(values) == len(others):
+        spread = _with_seeds(*spread, values.mean(axis=1) - others.mean(axis=1))
+    error, voices = max(spread[0] ** 0.5, 1e-12), within_voices(ours) - within_voices(other)
     # Where no pair of clips is ordered differently, the exact bound for clusters that were not seen.
-    half = t.ppf(0.975, spread[1]) * error if spread[0] else 1 - 0.025 ** (1 / len(set(clusters(real))))
+    half = t.ppf(0.975, spread[1]) * error if spread[0] else 1 - 0.025 ** (1 / len(set(ours.real_clusters)))
     row = {"difference": gap, "low": gap - half, "high": gap + half, "p (t)": 2 * t.sf(abs(gap) / error, spread[1])}
-    test = metrics.paired(voices) if len(voices) > 1 else None
-    return row | {"within voices": test.difference if test else math.nan,
-                  "voices agreeing": f"{test.agree} of {test.clusters}" if test else "",
-                  "p (sign flips)": test.p_flips if test else math.nan}
-
-
-def ensemble(frame: pd.DataFrame) -> pd.DataFrame:
-    """The mean anomaly of all seeds as a system of its own."""
-    names = [name for name in frame if name not in ("seed", "anomaly")]
-    return frame.groupby(names, sort=False).anomaly.mean().reset_index().assign(seed=-1)
+    if len(voices) < 2:
+        return row | {"within voices": math.nan, "voices agreeing": "", "p (sign flips)": math.nan}
+    test = metrics.paired(voices)
+    return row | {"within voices": test.difference, "voices agreeing": f"{test.agree} of {test.clusters}",
+                  "p (sign flips)": test.p_flips}
 
 
 def pooling(frame: pd.DataFrame) -> pd.DataFrame:
@@ -219,7 +222,8 @@ TABLES: dict[str, tuple[str, Callable[[pd.DataFrame, int], pd.DataFrame]]] = {
     "32_pooling": ("32_scores", lambda frame, _: pooling(frame)),
     "33_seeds": ("30_scores", lambda frame, _: pd.concat(
         [summary(part).assign(seed=seed) for seed, part in frame[frame.system == OURS].groupby("seed")])),
-    "33_ensemble": ("30_scores", lambda frame, _: summary(ensemble(frame[frame.system == OURS]))),
+    "33_ensemble": ("30_scores", lambda frame, _: summary(frame[frame.system == OURS].groupby(
+        [name for name in frame if name not in ("seed", "anomaly")]).anomaly.mean().reset_index().assign(seed=-1))),
     "33_paired": ("30_scores", lambda frame, _: paired_table(frame)),
 }
 """Tables of a run by name: the score file that each is made of, and how, with so many resamples."""
@@ -231,15 +235,15 @@ def recheck(scores: Path | str, tables: Path | str, builders: dict = TABLES, res
     largest difference in any number, infinite where rows, columns or words differ or a file lacks."""
     worst = []
     for name, (source, build) in builders.items():
-        files = Path(scores) / f"{source}.csv.gz", Path(tables) / f"{name}.csv"
-        worst.append((name, math.inf))
+        files, gap = (Path(scores) / f"{source}.csv.gz", Path(tables) / f"{name}.csv"), math.inf
         if all(path.exists() for path in files):
             text = build(scorefiles.load_scores(files[0]), resamples).to_csv(index=False, float_format="%.6f")
             built, kept = pd.read_csv(io.StringIO(text)), pd.read_csv(files[1])
             numbers = list(built.select_dtypes("number"))
             if list(built) == list(kept) and built.drop(columns=numbers).equals(kept.drop(columns=numbers)):
                 gaps = np.abs(built[numbers].fillna(math.inf) - kept[numbers].fillna(math.inf)).fillna(0)
-                worst[-1] = name, float(gaps.to_numpy().max(initial=0))
+                gap = float(gaps.to_numpy().max(initial=0))
+        worst.append((name, gap))
     return worst
 
 
@@ -251,29 +255,26 @@ def _warnings(sides: dict[str, np.ndarray], eer: float) -> list[str]:
     return lines + [f"only {distinct} distinct scores: these look like decisions, not scores"] * (distinct < 3)
 
 
-def _against_one_attack(attack: str, bonafide: np.ndarray, spoof: np.ndarray) -> dict:
-    eer = cost = math.nan  # where the clips of this attack and all bona fide clips share one score
-    with suppress(metrics.MetricError):
-        eer, cost = metrics.equal_error_rate(bonafide, spoof)[0], metrics.min_dcf(bonafide, spoof)
-    auc = metrics.area_under_curve(bonafide, spoof)
-    return {"attack": attack, "spoof": spoof.size, "eer": eer, "auc": auc, "min_dcf": cost}
-
-
 def evaluate(score_path: str | os.PathLike, key_path: str | os.PathLike | None = None) -> dict:
     """Every number of one score file; without a key, the labels of an asvspoof2019 file are used.
 
-    Returns bonafide and spoof (counts), eer, eer_threshold, auc, min_dcf, act_dcf, cllr, attacks (a list of dicts:
-    attack, spoof, eer, auc, min_dcf against all bona fide clips), warnings (sentences). Rates lie in [0, 1], cllr is in
-    bits; act_dcf and cllr mean something for calibrated scores only. Or ScoreFileError."""
+    Returns bonafide and spoof (counts), eer, eer_threshold, auc, min_dcf, act_dcf, cllr, attacks (dicts: attack, spoof,
+    eer, auc, min_dcf against all bona fide clips), warnings (sentences). Rates lie in [0, 1], cllr is in bits; act_dcf
+    and cllr mean something for calibrated scores only. Or ScoreFileError."""
     table = read_labelled(score_path, key_path)
     bonafide, spoof = (table.loc[table["label"] == label, "score"].to_numpy() for label in LABELS)
     if not (bonafide.size and spoof.size):
         raise ScoreFileError(f"{score_path}: expected both classes, found {bonafide.size} bonafide and "
                              f"{spoof.size} spoof clips. Add the other class: one alone has no error rate.")
+    attacks = []
     try:
+        for attack, scores in table[table["label"] == "spoof"].groupby("attack")["score"]:
+            eer = cost = math.nan  # where the clips of this attack and all bona fide clips share one score
+            with suppress(metrics.MetricError):
+                eer, cost = metrics.equal_error_rate(bonafide, scores)[0], metrics.min_dcf(bonafide, scores)
+            attacks.append({"attack": attack, "spoof": scores.size, "eer": eer,
+                            "auc": metrics.area_under_curve(bonafide, scores), "min_dcf": cost})
         eer, threshold = metrics.equal_error_rate(bonafide, spoof)
-        attacks = [_against_one_attack(attack, bonafide, scores.to_numpy())
-                   for attack, scores in table[table["label"] == "spoof"].groupby("attack")["score"]]
         rest = {name: getattr(metrics, name)(bonafide, spoof) for name in ("min_dcf", "act_dcf", "cllr")}
     except metrics.MetricError as error:
         raise ScoreFileError(f"{score_path}: {error}") from error
@@ -289,9 +290,8 @@ def write_det(score_path: str | os.PathLike, key_path: str | os.PathLike | None,
 
     table = read_labelled(score_path, key_path)
     real, spoof = (table[table["label"] == label] for label in LABELS)
-    attacks = [(name, group) for name, group in spoof.groupby("attack") if name]
-    figure = Figure((6, 5.6), dpi=120, layout="constrained")
-    axis = figure.subplots()
+    attacks = [pair for pair in spoof.groupby("attack") if pair[0]]
+    axis = (figure := Figure((6, 5.6), dpi=120, layout="constrained")).subplots()
     for name, group in [("all", spoof), *(attacks if 1 < len(attacks) <= 9 else [])]:
         both, eer = pd.concat([real, group]), metrics.equal_error_rate(real["score"], group["score"])[0]
         DetCurveDisplay.from_predictions(both["label"] == "bonafide", both["score"], ax=axis, name=f"{name}: {eer:.2%}")

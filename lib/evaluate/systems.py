@@ -1,0 +1,101 @@
+"""Owns the evidence of a study: the texture student, the detector with all its evidence calibrated, and the clips of an
+experiment scored by each kind of evidence and by all together. A study is handed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lib import seeds
+from lib.data.audio import read_audio
+from lib.data.degradations import recorded
+from lib.model.evidence import WEIGHTS
+from lib.model.texture import TextureStudent, roughness, train_texture_student
+from lib.paths import DATA, atomic, digest_of, kept
+from lib.settings import RATE_HZ
+
+if TYPE_CHECKING:
+    from lib.detector import Detector
+    from lib.study import Study
+
+TITLES = {"pyramid": "Damage readings", "lines": "Constant lines", "texture": "Smooth texture",
+          "sameness": "Texture student", "all": "All evidence"}
+"""Kinds of evidence in tables and figures."""
+STUDENT_CLIPS = 400
+"""Training clips that the texture student hears at most, each as it is and through a random recording chain."""
+VERSION = 1  # raised when code changes what is kept
+
+
+def _audio(path: str) -> np.ndarray:
+    return read_audio(DATA / path, RATE_HZ, strict=False)[0]
+
+
+def texture_student(study: Study, experiment: str) -> TextureStudent:
+    """A student fitted on the roughness of bona fide training clips, all voices in turn, and of their copies through
+    random recording chains."""
+    clips = study.part(experiment, "train")
+    turn = clips.groupby("speaker", sort=False).cumcount().sort_values(kind="stable")
+    paths = clips.loc[turn.index[:STUDENT_CLIPS]].path.tolist()
+
+    def both(path: str) -> list[tuple]:
+        audio, random = _audio(path), seeds.stream(study.settings.seed, "chain", path)
+        return [roughness(audio), roughness(recorded(audio, random))]
+
+    pairs = sum(study.side_by_side(both, paths), [])
+    steps = 1500 if study.settings.training.student_steps >= 600 else 60  # as short as the preset's other trainings
+    return train_texture_student(pairs, seeds.integer(study.settings.seed, "texture student"), steps)
+
+
+def evidence_detector(study: Study, experiment: str) -> Detector:
+    """The detector of an experiment with every kind of evidence calibrated on the bona fide threshold clips."""
+    detector, threshold = study.detector(experiment), study.part(experiment, "threshold")
+    train = study.part(experiment, "train")
+    key = digest_of([VERSION, detector.key, sorted(train.sha256), sorted(threshold.sha256), WEIGHTS])
+
+    def make() -> Detector:
+        student = texture_student(study, experiment)
+        recordings = [(_audio(path), RATE_HZ) for path in threshold.path]
+        detector.fit_evidence(recordings, threshold.corpus.tolist(), student, threshold.clip_id.tolist())
+        return detector
+
+    path = study.folder / "detectors" / f"{experiment}-evidence-{key}" / "detector.json"
+    joint = kept(path, make, lambda made, path: made.save(path.parent), lambda path: type(detector).load(path.parent))
+    joint.key = key
+    return joint
+
+
+def evidence_scores(study: Study, experiment: str, only: str = "") -> pd.DataFrame:
+    """Clips of `Study.test` with a column for each kind of evidence and their weighted sum `all` (up = fake), the
+    conformal `p_value` of all, that of each kind (`p_lines`, ...), and the spacing of lines in Hz."""
+    joint, clips = evidence_detector(study, experiment), study.test(experiment, only)
+
+    def row(path: str) -> dict[str, float]:
+        measured = joint.measure(_audio(path), RATE_HZ)
+        values, seconds, evidence = measured.values, measured.seconds, joint.evidence
+        alone = {f"p_{name}": value for name, value in evidence.p_values(values, seconds).items()}
+        return dict(zip(WEIGHTS, values)) | alone | {
+            "all": evidence.joint(values, seconds), "p_value": evidence.p_value(values, seconds),
+            "spacing_hz": measured.lines.spacing_hz or np.nan}
+
+    def save(table: pd.DataFrame, path: object) -> None:
+        with atomic(path) as temporary:
+            table.to_parquet(temporary)
+
+    def make() -> pd.DataFrame:
+        return pd.DataFrame(list(study.side_by_side(row, clips.path)))
+
+    path = study.folder / "evidence" / f"{digest_of([joint.key, clips.sha256.tolist()])}.parquet"
+    table = kept(path, make, save, pd.read_parquet)
+    return pd.concat([clips.reset_index(drop=True), table], axis=1)
+
+
+def as_systems(table: pd.DataFrame) -> pd.DataFrame:
+    """`evidence_scores` in long form: a row a clip and kind of evidence, `system`, `anomaly` and `score`; where nothing
+    could be measured, the median of real speech."""
+    parts = []
+    for name, title in TITLES.items():
+        anomaly = table[name].fillna(table.loc[table.role == "bonafide", name].median())
+        parts.append(table.assign(system=title, anomaly=anomaly, score=-anomaly))
+    return pd.concat(parts, ignore_index=True)
