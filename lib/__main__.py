@@ -35,14 +35,16 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1, cutoff=0.4)
             hint = f"; the nearest known one is {near[0]!r}" if near else ""
             chosen.parser.error(f"unknown argument {unknown[0]!r}{hint}")
-        for names, only, without, details in COMMANDS[chosen.command][2]:
-            name = details.get("dest") or names[0].lstrip("-")
-            if getattr(chosen, name) not in (None, [], False, ""):
+        for names, only, without, endings, details in COMMANDS[chosen.command][2]:
+            value = getattr(chosen, details.get("dest") or names[0].lstrip("-"))
+            if value not in (None, [], False, ""):
                 name = names[0] if names[0].startswith("-") else details["metavar"]
                 if only and not getattr(chosen, only):
                     chosen.parser.error(f"{name} goes with --{only}")
                 if without and getattr(chosen, without, None):
                     chosen.parser.error(f"{name} does not go with --{without}")
+                if not str(value).endswith(endings):
+                    chosen.parser.error(f"{name}: expected a name in {' or '.join(endings)}, not {value!r}")
         values = [each for value in vars(chosen).values() for each in (value if isinstance(value, list) else [value])]
         kinds = (Input, Output, OutputFolder)
         inputs, files, folders = ([value for value in values if isinstance(value, kind)] for kind in kinds)
@@ -58,7 +60,7 @@ def parser() -> Parser:
     for name, (_, text, options, _) in COMMANDS.items():
         each = choices.add_parser(name, help=text, description=text, allow_abbrev=False)
         each.set_defaults(parser=each)
-        for names, _, _, details in options:
+        for names, *_, details in options:
             each.add_argument(*names, **details)
     return root
 

@@ -9,18 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.paths import NOTEBOOKS, REPORTS, UsageError, atomic, require_outputs, shown, write_text
+from lib.paths import NOTEBOOKS, REPORTS, UsageError, atomic, require_outputs, shown, write_json, write_text
 from lib.settings import ROLES, checked_alpha, load_settings, parse_options
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple, str]] = {}
-ALPHA, FORM, PRECISION = 0.05, "asvspoof5", "fp32"
+ALPHA = 0.05
 Input, Output, OutputFolder = (type(name, (str,), {}) for name in ("Input", "Output", "OutputFolder"))
 """Names of files and folders that a command reads, of files that it writes, of a folder that it makes."""
 
 
-def option(*names: str, only: str = "", without: str = "", **details: object) -> tuple:
-    """An option as argparse takes it, which goes `only` with another one, or `without` it."""
-    return names, only, without, details
+def option(*names: str, only: str = "", without: str = "", endings: tuple = ("",), **details: object) -> tuple:
+    """An option as argparse takes it, which goes `only` with another one, or `without` it; its text has an ending."""
+    return names, only, without, endings, details
 
 
 def command(text: str, *options: tuple, kept: str = "nothing was written") -> Callable[[Callable], Callable]:
@@ -135,7 +135,7 @@ def verify(chosen: argparse.Namespace) -> int:
                 "folder; resumes, and runs in several processes under `accelerate launch`"),
          option("--root", only="manifest", type=Input, metavar="DIR", help="the folder below which its paths are"),
          option("--out", only="manifest", type=Output, metavar="FILE", help="its score file, score up = bona fide"),
-         option("--form", only="manifest", choices=["asvspoof2021", "asvspoof5"], help=f"of that file ({FORM})"),
+         option("--form", only="manifest", choices=["asvspoof2021", "asvspoof5"], help="of that file (asvspoof5)"),
          kept="finished blocks of a --manifest are kept: run the same command again to go on")
 def score(chosen: argparse.Namespace) -> int:
     if chosen.manifest:
@@ -144,23 +144,31 @@ def score(chosen: argparse.Namespace) -> int:
         raise UsageError("name a FILE or a --folder")
     from lib.recordings import corpus, explaining, judging
 
-    alpha, precision = checked_alpha(chosen.alpha or ALPHA), chosen.precision or PRECISION
+    alpha, precision = checked_alpha(chosen.alpha or ALPHA), chosen.precision or "fp32"
     paths, left_out = corpus.listed(chosen.files, chosen.folder)
-    outputs = {name: value for name in ("json", "csv", "html") if (value := getattr(chosen, name))}
-    require_outputs(outputs.values(), paths)
+    outputs = list(filter(None, (chosen.json, chosen.csv, chosen.html)))
+    require_outputs(outputs, paths)
     _tell("left out", left_out)
-    names, recordings = judging.load_detector(chosen.detector, precision)[2] | {"alpha": alpha}, []
+    names, recordings = judging.load_detector(chosen.detector, precision)[2], []
     try:
         for recording in corpus.judged_all(paths, chosen.detector, alpha, chosen.jobs or 1, chosen.channel, precision):
             recordings.append(recording)
             print(recording.line, *recording.warnings, sep="\n    note: ", flush=True)
     except KeyboardInterrupt:
-        kept = ", ".join(outputs.values()) if recordings else ""
+        kept = ", ".join(outputs) if recordings else ""
         print(f"stopped by Ctrl-C after {len(recordings)} of {len(paths)} recordings"
               + (f", which are kept in {kept}" if kept else "; nothing was written"), file=sys.stderr)
     complete = len(recordings) == len(paths)
-    if recordings:
-        explaining.write_results(recordings, names, left_out, complete, **outputs)
+    table = explaining.as_table(recordings)
+    if chosen.json and recordings:
+        write_json(chosen.json, explaining.as_json(recordings, names, alpha, left_out, complete))
+    if chosen.csv and recordings:
+        explaining.write_csv(table, chosen.csv)
+    if chosen.html and recordings:
+        from lib.report.html import write_table
+
+        table = table[["verdict", "path", "p_value", "seconds", "why", "warnings"]]
+        write_table(Path(chosen.html), table, "Recordings", f"{len(table)} recordings, alpha {alpha:g}", names)
     return 130 if not complete else 1 if any(each.verdict == judging.UNKNOWN for each in recordings) else 0
 
 
@@ -172,7 +180,7 @@ def _score_manifest(chosen: argparse.Namespace) -> int:
         raise UsageError("--manifest needs --out, the score file to write")
     table = corpus.read_manifest(chosen.manifest, chosen.root)
     require_outputs([chosen.out, f"{chosen.out}.unscored.csv"], [chosen.manifest, *table.path])
-    results = corpus.score_manifest(table, chosen.out, current("cpu"), chosen.detector, chosen.form or FORM)
+    results = corpus.score_manifest(table, chosen.out, current("cpu"), chosen.detector, chosen.form or "asvspoof5")
     if results is None:
         return 0  # the main process speaks for all
     left = int(results.anomaly.isna().sum())
@@ -188,6 +196,8 @@ def _score_manifest(chosen: argparse.Namespace) -> int:
 def report(chosen: argparse.Namespace) -> int:
     from lib.report.run import run_notebook
 
+    if chosen.detector and not Path(chosen.detector, "detector.json").exists():
+        raise ValueError(f"{chosen.detector}: expected the folder of a saved detector, found no detector.json in it")
     page = chosen.html or f"{Path(chosen.file).stem}.report.html"
     require_outputs([page], [chosen.file])
     parameters = {"recording": os.path.abspath(chosen.file), "alpha": checked_alpha(chosen.alpha or ALPHA),
@@ -231,9 +241,8 @@ def _tell(kind: str, pairs: list[tuple[str, str]]) -> None:
          option("scores", type=Input, metavar="SCOREFILE"),
          option("key", type=Input, metavar="KEYFILE", nargs="?", help="default: the labels of the score file itself"),
          option("--json", type=Output, metavar="FILE", help="write every number"),
-         option("--det", type=Output, metavar="FILE", help="draw the detection error trade-off (.png or .svg)"))
+         option("--det", type=Output, endings=(".png", ".svg"), metavar="FILE", help="draw the error trade-off"))
 def evaluate(chosen: argparse.Namespace) -> int:
-    _ending(chosen.det, ".png", ".svg")
     import pandas as pd
 
     from lib.evaluate import results
@@ -259,7 +268,7 @@ def evaluate(chosen: argparse.Namespace) -> int:
          option("--corpus", without="list", metavar="NAME"),
          option("--root", without="list", type=Input, metavar="DIR", help="where it is, or with --download is to be"),
          option("--check", without="list", action="store_true", help="open the header of every file"),
-         option("--out", without="list", type=Output, metavar="FILE", help="write the table (.parquet or .csv)"),
+         option("--out", without="list", type=Output, endings=(".parquet", ".csv"), metavar="FILE", help="the table"),
          option("--download", without="list", action="store_true", help="fetch it first, where that needs no form"),
          option("--part", only="download", help="of LibriSpeech (train-clean-100)"))
 def data(chosen: argparse.Namespace) -> int:
@@ -274,7 +283,6 @@ def data(chosen: argparse.Namespace) -> int:
         return 0
     if not chosen.corpus or not chosen.root:
         raise UsageError("name a --corpus and its --root, or ask for --list")
-    _ending(chosen.out, ".parquet", ".csv")
     if chosen.out and Path(chosen.out).exists() and Path(chosen.root).resolve() in Path(chosen.out).resolve().parents:
         raise UsageError(f"{chosen.out} is there already, inside the corpus: name a new file")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -289,8 +297,3 @@ def data(chosen: argparse.Namespace) -> int:
         with atomic(chosen.out) as temporary:
             table.to_parquet(temporary) if chosen.out.endswith(".parquet") else table.to_csv(temporary, index=False)
     return 0
-
-
-def _ending(name: str | None, *endings: str) -> None:
-    if name and not name.endswith(endings):
-        raise UsageError(f"{name}: expected a name in {' or '.join(endings)}")

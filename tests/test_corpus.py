@@ -32,7 +32,8 @@ def corpus(tmp_path_factory):
     """Seventy clips in a folder (three blocks), two of them not fit to be scored."""
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(70):
-        soundfile.write(folder / f"clip {number:02d}.wav", toy_speech(2.2, number) if number != 40 else np.zeros(20_000), 16_000)
+        soundfile.write(folder / f"clip {number:02d}.wav",
+                        toy_speech(2.2, number) if number != 40 else np.zeros(20_000), 16_000)
     (folder / "clip 41.wav").write_text("no audio")
     return folder
 
@@ -47,8 +48,8 @@ def whole(corpus, saved_detector, tmp_path_factory):
 
 
 def same(one, two):
-    return one.read_bytes() == two.read_bytes() and all(
-        one.with_name(one.name + ".unscored.csv").read_bytes() == path.read_bytes() for path in [two.with_name(two.name + ".unscored.csv")])
+    rest = [path.with_name(path.name + ".unscored.csv") for path in (one, two)]
+    return one.read_bytes() == two.read_bytes() and rest[0].read_bytes() == rest[1].read_bytes()
 
 
 def test_one_process_scores_all_and_says_which_it_could_not(whole):
@@ -62,7 +63,8 @@ def test_two_processes_give_the_same_file(corpus, saved_detector, whole, tmp_pat
     manifest, out = tmp_path / "manifest.csv", tmp_path / "scores.tsv"
     table = read_manifest(corpus)
     table.assign(path=[Path(path).name for path in table.path]).iloc[:40].to_csv(manifest, index=False)
-    said = launched(2, "-m", "lib", "score", "--manifest", manifest, "--root", corpus, "--out", out, "--detector", saved_detector)
+    said = launched(2, "-m", "lib", "score", "--manifest", manifest, "--root", corpus, "--out", out, "--detector",
+                    saved_detector)
     assert "40 clips scored" in said
     one, two = read_scores(whole), read_scores(out)
     assert two.clip_id.tolist() == one.clip_id.tolist()[:40] and two.score.tolist() == one.score.tolist()[:40]
@@ -71,10 +73,12 @@ def test_two_processes_give_the_same_file(corpus, saved_detector, whole, tmp_pat
 
 def test_killed_scoring_goes_on_and_equals_the_uninterrupted_run(corpus, saved_detector, whole, tmp_path):
     out, delays = tmp_path / "scores.tsv", np.random.default_rng().uniform(0.0, 1.0, 2)
-    command = [sys.executable, "-m", "lib", "score", "--manifest", str(corpus), "--out", str(out), "--detector", str(saved_detector)]
+    command = [sys.executable, "-m", "lib", "score", "--manifest", str(corpus), "--out", str(out), "--detector",
+               str(saved_detector)]
     parts = out.with_name("scores.tsv.parts")
     for wanted, delay in enumerate(delays, 1):  # each after one more block, and a random moment later
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                                 env={**os.environ, "OMP_NUM_THREADS": "1"})
         while child.poll() is None and len([*parts.glob("0*.json")]) < wanted:
             time.sleep(0.02)
         time.sleep(delay)
@@ -110,7 +114,8 @@ def test_parts_of_another_manifest_are_refused(corpus, saved_detector, tmp_path,
 
 
 @pytest.mark.parametrize(("parts", "message"), [
-    ([["a", "b"]], r"1 missing \['c'\]"), ([["a", "b"], ["b", "c"]], r"1 twice \['b'\]"), ([["a", "b", "c", "d"]], r"1 unknown \['d'\]")])
+    ([["a", "b"]], r"1 missing \['c'\]"), ([["a", "b"], ["b", "c"]], r"1 twice \['b'\]"),
+    ([["a", "b", "c", "d"]], r"1 unknown \['d'\]")])
 def test_merging_checks_every_id(tmp_path, parts, message):
     for number, ids in enumerate(parts):
         (tmp_path / f"{number:09d}.json").write_text(json.dumps([[name, 1.5, ""] for name in ids]))
@@ -121,7 +126,8 @@ def test_merging_checks_every_id(tmp_path, parts, message):
 
 def test_manifests_that_do_not_fit_are_refused(corpus, tmp_path):
     table = read_manifest(corpus).head(3)
-    for wrong, message in ((table.assign(clip_id="x"), "2 repeated ids"), (table.assign(path="none.wav"), "3 of 3 files are not there"),
+    for wrong, message in ((table.assign(clip_id="x"), "2 repeated ids"),
+                           (table.assign(path="none.wav"), "3 of 3 files are not there"),
                            (table[["path"]], "clip_id and path"), (table.iloc[:0], "found 0")):
         wrong.to_csv(tmp_path / "m.csv", index=False)
         with pytest.raises(ScoreFileError, match=message):
@@ -133,7 +139,8 @@ def test_manifests_that_do_not_fit_are_refused(corpus, tmp_path):
 
 def test_a_parquet_manifest_remembers_its_folder(corpus, tmp_path, capsys):
     (corpus / "table.csv").write_text("path,label\nclip 00.wav,bonafide\n")
-    assert main(["data", "--corpus", "csv", "--root", str(corpus / "table.csv"), "--out", str(tmp_path / "m.parquet")]) == 0
+    assert main(["data", "--corpus", "csv", "--root", str(corpus / "table.csv"), "--out",
+                 str(tmp_path / "m.parquet")]) == 0
     assert read_manifest(tmp_path / "m.parquet").path.tolist() == [str(corpus.resolve() / "clip 00.wav")]
 
 

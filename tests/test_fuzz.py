@@ -22,7 +22,8 @@ from lib.paths import file_digest
 from lib.recordings.judging import UNKNOWN, judged
 from lib.settings import SettingsError, load_settings
 
-fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None, derandomize="FUZZ_EXAMPLES" not in os.environ,
+fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None,
+                  derandomize="FUZZ_EXAMPLES" not in os.environ,
                   suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 damage = st.lists(st.one_of(
     st.tuples(st.just("set"), st.floats(0, 1), st.integers(0, 255)),
@@ -74,14 +75,16 @@ def test_damaged_recordings(sounds, tmp_path, name, changes):
 
 
 @fuzzed
-@given(st.binary(max_size=300), st.sampled_from([b"", b"RIFF\x00\x01\x00\x00WAVEfmt ", b"fLaC\x00", b"OggS\x00\x02", b"ID3\x03"]))
+@given(st.binary(max_size=300),
+       st.sampled_from([b"", b"RIFF\x00\x01\x00\x00WAVEfmt ", b"fLaC\x00", b"OggS\x00\x02", b"ID3\x03"]))
 def test_random_bytes(tmp_path, content, magic):
     (tmp_path / "clip.wav").write_bytes(magic + content)
     read_or_refused(tmp_path / "clip.wav")
 
 
 @fuzzed
-@given(st.floats(allow_nan=True, width=32), st.integers(0, 9_599), st.sampled_from([8_000, 11_025, 16_000, 48_000]), st.integers(1, 3))
+@given(st.floats(allow_nan=True, width=32), st.integers(0, 9_599), st.sampled_from([8_000, 11_025, 16_000, 48_000]),
+       st.integers(1, 3))
 def test_odd_samples_rates_and_channels(voice, tmp_path, value, at, rate_hz, channels):
     audio = np.stack([voice(0.6, 1)] * channels, 1)
     audio[at] = value
@@ -120,8 +123,9 @@ def test_damaged_weights(saved_detector, tmp_path, changes, hash_agrees):
     load_or_refused(folder)
 
 
-values = st.recursive(st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats(allow_nan=False) | st.text(max_size=9),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
 
 
 @fuzzed

@@ -155,8 +155,8 @@ def where(stretch: Stretch) -> list[str]:
                      f"{region.strength:.2f} on average.")
     row, frame = np.unravel_index(np.nanargmax(drawn), drawn.shape)
     at_s, at_khz = stretch.start_s + frame * stretch.explanation.hop_s, stretch.explanation.row_hz[row] / 1000
-    words.append(f"Highest: {drawn[row, frame]:.2f} at {clock(at_s, 1)}, {at_khz:.1f} kHz; the median of real calibration "
-                 f"speech is {low:.2f}.")
+    words.append(f"Highest: {drawn[row, frame]:.2f} at {clock(at_s, 1)}, {at_khz:.1f} kHz; the median of real "
+                 f"calibration speech is {low:.2f}.")
     return words
 
 
@@ -187,37 +187,31 @@ def clock(seconds: float, digits: int = 0) -> str:
 # --- results of many recordings ---------------------------------------------------------------------------------------
 
 
-def write_results(recordings: list[Recording], names: dict[str, object], left_out: Iterable[tuple[str, str]] = (),
-                  complete: bool = True, json: str = "", csv: str = "", html: str = "") -> None:
-    """Write what `score` found as JSON (README), a row a recording as CSV, and a page with a row a recording.
-
-    `names` are what names the detector, and alpha; `left_out` are files with the reason; `complete` is false where
-    Ctrl-C came first. The JSON has every field of `Recording`; `schema` changes when one changes its name or meaning.
-    """
-    if json:
-        write_json(json, {"schema": SCHEMA, "complete": complete, "alpha": names["alpha"], "detector": names,
-                          "files": [dataclasses.asdict(recording) for recording in recordings],
-                          "left_out": [{"path": shown(path), "reason": reason} for path, reason in left_out]})
-    table = pd.DataFrame([_row(recording) for recording in recordings])
-    if csv:
-        with atomic(csv) as temporary:
-            # A cell that begins like a formula would run as one in a spreadsheet.
-            table.replace(r"^(?=[=+\-@\t\r])", "'", regex=True).to_csv(temporary, index=False)
-    if html:
-        from lib.report.html import write_table
-
-        anomalies = [f"{kind}_anomaly" for kind in EVIDENCE]
-        shown_columns = ["verdict", "path", "p_value", *anomalies, "seconds", "why", "warnings"]
-        write_table(Path(html), table[shown_columns], "Recordings", f"{len(table)} recordings", names)
+def as_json(recordings: list[Recording], names: dict[str, object], alpha: float,
+            left_out: Iterable[tuple[str, str]] = (), complete: bool = True) -> dict[str, object]:
+    """What `score --json` writes (README): every field of `Recording`; `schema` changes when one changes its name or
+    meaning. `left_out` are files with the reason; `complete` is false where Ctrl-C came first."""
+    return {"schema": SCHEMA, "complete": complete, "alpha": alpha, "detector": names,
+            "files": [dataclasses.asdict(recording) for recording in recordings],
+            "left_out": [{"path": shown(path), "reason": reason} for path, reason in left_out]}
 
 
-def _row(recording: Recording) -> dict[str, object]:
-    """Numbers and words of a recording, each evidence by its kind, warnings joined; no parts."""
-    row = {name: value for name, value in vars(recording).items() if not isinstance(value, tuple | dict)}
-    for kind in EVIDENCE:
-        evidence = recording.evidence.get(kind)
-        row |= {f"{kind}_anomaly": evidence and evidence.anomaly, f"{kind}_p_value": evidence and evidence.p_value}
-    return row | {"warnings": "; ".join(recording.warnings)}
+def as_table(recordings: list[Recording]) -> pd.DataFrame:
+    """A row a recording: its numbers and words, each evidence by its kind, warnings joined; no parts."""
+    rows = []
+    for recording in recordings:
+        row = {name: value for name, value in vars(recording).items() if not isinstance(value, tuple | dict)}
+        for kind in EVIDENCE:
+            evidence = recording.evidence.get(kind)
+            row |= {f"{kind}_anomaly": evidence and evidence.anomaly, f"{kind}_p_value": evidence and evidence.p_value}
+        rows.append(row | {"warnings": "; ".join(recording.warnings)})
+    return pd.DataFrame(rows)
+
+
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+    """Write a table of `as_table`. A cell that begins like a formula, which a spreadsheet would run, gets a quote."""
+    with atomic(path) as temporary:
+        table.replace(r"^(?=[=+\-@\t\r])", "'", regex=True).to_csv(temporary, index=False)
 
 
 # --- clips of known origin --------------------------------------------------------------------------------------------
