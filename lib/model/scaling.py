@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -80,6 +81,13 @@ class Scaling:
                  levels: list[dict[str, torch.Tensor]] = ()) -> None:
         self.extents, self.readers, self.wide = extents, list(readers), list(wide)
         self.levels = list(levels)  # statistics of each level, see `fit`
+
+    @classmethod
+    def of(cls, teacher: nn.Module, settings: Settings) -> Scaling:
+        """Not fitted yet: with a teacher's readers, and the neighbourhoods of the settings' image at its levels."""
+        readers, extents = getattr(teacher, "readers", []), partial(neighbourhoods, teacher, settings)
+        wide = list(zip(*(extents(*size) for size in READ_EXTENTS))) if len(readers) else []
+        return cls(extents(LOCAL_S, LOCAL_HZ), readers, wide)
 
     def _read(self, index: int, residual: torch.Tensor) -> torch.Tensor:
         """Local means of the readings of a residual: (neighbourhood, kind, frequency, frame)."""
