@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: study test smoke lab bench fuzz verify setup clean help
+.PHONY: study test lab bench fuzz verify archive setup clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) sh setup.sh
 	@touch $@
 
-study: setup ## the whole study: reports/index.html   (PRESET=smoke|study|paper, CORPUS=embedded|librispeech, ARGS=...)
+study: setup ## the whole study: reports/index.html   (PRESET=smoke|study|full|paper, CORPUS=..., ARGS=...)
 	@$(PY) -m lib study --preset $(PRESET) --set data.corpus=$(CORPUS) $(ARGS)
 
 test: setup ## style, unit and property tests, and every notebook at the smoke preset on real speech
@@ -30,7 +30,7 @@ lab: setup ## JupyterLab on the notebooks
 	@cd notebooks && ../$(VENV)/bin/jupyter lab
 
 bench: setup ## ratios of speed measured in one run
-	@$(PY) -m lib bench $(ARGS)
+	@$(PY) benchmarks/bench.py $(ARGS)
 
 fuzz: setup ## fuzz the audio reader and the checkpoint loader for a fixed budget
 	@FUZZ_EXAMPLES=3000 $(PY) -m pytest tests/test_fuzz.py $(ARGS)
@@ -38,5 +38,11 @@ fuzz: setup ## fuzz the audio reader and the checkpoint loader for a fixed budge
 verify: setup ## compare the tables of the last run with reports/reference
 	@$(PY) -m lib verify --preset $(PRESET) $(ARGS)
 
+archive: ## the whole report of the last run, with the reference tables it links to, as report.tar.gz for a release
+	@test -f reports/index.html || { echo "error: no report here; make it first: make study"; exit 1; }
+	@cd reports && tar -czf ../report.tar.gz index.html html figures tables reference
+	@ls -sh report.tar.gz
+
 clean: ## what the study generated; downloads and the virtual environment stay
-	rm -rf runs reports/index.html reports/html reports/executed reports/figures reports/pdf reports/tables data/clips
+	rm -rf runs reports/index.html reports/html reports/executed reports/figures reports/pdf reports/tables \
+	  report.tar.gz data/clips

@@ -1,493 +1,323 @@
-"""Owns the benchmark: ratios of speed measured in one run, interleaved, medians. Never part of the tests.
-
-Its parts (`PARTS`) can be run one by one: the networks on the published sizes, the front end, the command as a user starts
-it, and how memory and time grow with hours of audio and with the networks' width.
-"""
+"""Owns the benchmark: ratios of speed measured in one run, in turns: networks of the published sizes beside anomalib
+and plain torch, the front end beside librosa, the command as a user starts it, how cost grows with hours of audio."""
 
 from __future__ import annotations
 
+import argparse
 import copy
-import json
+import itertools
+import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import soundfile
 import torch
+from torch import nn
 from torch.nn import functional
 
-from lib.data.channel import ClipReader, PreparedClips
-from lib.detector import Detector
-from lib.engine import Engine
-from lib.evaluate.metrics import equal_error_rate
 from lib.model.discrepancy import discrepancy, matching_loss
-from lib.model.images import FLOOR, channel_count, hop_samples, image, transform_size
-from lib.model.networks import PerturbationTeacher, new_student
-from lib.model.pyramid import PRECISIONS, ResNetPyramid, Standardised, folded, freeze, initialise
-from lib.model.training import perturbation_loss
+from lib.model.images import FLOOR, hop_samples, image, plane_count, transform_size
+from lib.model.pyramid import ResNetPyramid, folded, freeze, initialise
 from lib.paths import CLIPS, atomic
-from lib.recordings.corpus import score_manifest
-from lib.settings import RATE_HZ, Channel, Settings, View, load_settings
-from lib.study import Study
+from lib.settings import RATE_HZ, Channel, View
+
+PAIR_GFLOP = 3.664
+"""Of teacher and student of width 64 up to layer 3 on one image of 3 x 128 x 256, two operations a multiplication."""
+ALONE = """import atexit, re, runpy, sys
+def told():  # this process's own peak; resource.getrusage would hand on its parent's
+    print("VmHWM", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
+atexit.register(told)
+runpy.run_module("lib", run_name="__main__")"""
 
 
-def interleaved(makers: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
-    """Median seconds of each, measured in turns so that a busy machine slows all alike."""
+def interleaved(makers: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, np.ndarray]:
+    """Seconds of each, in turns so that a busy machine slows all alike; the first two rounds warm up."""
     times: dict[str, list[float]] = {name: [] for name in makers}
-    for round_ in range(rounds + 2):
+    for _ in range(rounds + 2):
         for name, make in makers.items():
             began = time.perf_counter()
             make()
-            if round_ >= 2:  # the first two warm up
-                times[name].append(time.perf_counter() - began)
-    return {name: float(np.median(values)) for name, values in times.items()}
+            times[name].append(time.perf_counter() - began)
+    return {name: np.array(values[2:]) for name, values in times.items()}
 
 
-def _pair(inputs: int = 3, width: int = 64) -> tuple[torch.nn.Module, torch.nn.Module]:
-    return tuple(freeze(initialise(ResNetPyramid(inputs, width), seed, "bench")) for seed in (0, 1))
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def gemm_peak() -> float:
-    """Measured peak of a single-precision matrix product in GFLOP/s, at the current number of threads."""
-    a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
-    seconds = interleaved({"gemm": lambda: a @ b})["gemm"]
-    return 2 * 1536**3 / seconds / 1e9
+class Given(nn.Module):
+    """A front end for images that are there already."""
+
+    planes = 3
+
+    def forward(self, picture: torch.Tensor, _: None = None) -> torch.Tensor:
+        return picture
 
 
-def _anomalib(pair: tuple[torch.nn.Module, torch.nn.Module]):
+def pair() -> tuple[nn.Module, nn.Module]:
+    return tuple(freeze(initialise(ResNetPyramid(Given(), 64), seed, "bench")) for seed in (0, 1))
+
+
+def product(kind: torch.dtype) -> tuple[float, Callable[[], object]]:
+    """GFLOP of a matrix product in one precision, and what computes it: of several sizes, as convolutions of 1 x 1 and
+    3 x 3 (and in fp32 plainly, which is slow in bf16 where the processor has none), that of the highest rate, warm, at
+    the current number of threads."""
+    works = {}
+    for channels, side in ((512, 1), (1024, 1), (256, 3)):
+        shapes = (1, channels, 32, 64), (channels, channels, side, side)
+        x, weight = (torch.randn(shape, dtype=kind).to(memory_format=torch.channels_last) for shape in shapes)
+        work = partial(functional.conv2d, x, weight, padding=side // 2)
+        works[channels, side] = 2e-9 * 2048 * (channels * side) ** 2, work
+    if kind == torch.float32:
+        for size in (768, 1536):
+            a, b = torch.randn(size, size), torch.randn(size, size)
+            works[size] = 2e-9 * size**3, partial(torch.mm, a, b)
+    times = interleaved({name: work for name, (_, work) in works.items()}, rounds=3)
+    return works[max(times, key=lambda name: works[name][0] / times[name].min())]
+
+
+def anomalib(networks: tuple[nn.Module, nn.Module]) -> nn.Module | None:
     """anomalib's STFPM with the same weights, or None where it is not installed."""
     try:
         import timm
         from anomalib.models.image.stfpm.torch_model import STFPMModel
     except ImportError:
+        print("anomalib is not installed: pip install -e '.[bench]'", file=sys.stderr)
         return None
     made = timm.create_model
     with mock.patch("timm.create_model", lambda *names, **options: made(*names, **options | {"pretrained": False})):
         # Its weights are replaced by ours, so none are fetched.
         model = STFPMModel(layers=["layer1", "layer2", "layer3"], backbone="resnet18").eval()
-    for own, theirs in zip(pair, (model.teacher_model, model.student_model)):
-        lacking = theirs.feature_extractor.load_state_dict(own.state_dict(), strict=False)
-        used = [name for name in lacking.missing_keys if name.startswith(("conv1", "bn1", "layer1", "layer2", "layer3"))]
-        if lacking.unexpected_keys or used:
-            raise RuntimeError(f"this release of anomalib names its layers otherwise: {lacking}")
+    for own, theirs in zip(networks, (model.teacher_model, model.student_model)):
+        keys = theirs.feature_extractor.load_state_dict(own.state_dict(), strict=False)
+        used = [name for name in keys.missing_keys if name.startswith(("conv1", "bn1", "layer1", "layer2", "layer3"))]
+        if keys.unexpected_keys or used:
+            raise RuntimeError(f"this release of anomalib names its layers otherwise: {keys}")
     return model
 
 
-def inference(threads: tuple[int, ...] = (1, 2), batches: tuple[int, ...] = (1, 8, 32)) -> pd.DataFrame:
-    """Teacher and student of width 64 and their discrepancy on 3 x 128 x 256 images: milliseconds an image and ratios."""
-    pair, rows = _pair(), []
-    fast = tuple(folded(network) for network in pair)
-    rival = _anomalib(pair)
-    for count in threads:
-        torch.set_num_threads(count)
-        peak = gemm_peak()
-        for batch in batches:
+def distances(networks: tuple[nn.Module, nn.Module], x: torch.Tensor, bf16: bool = False) -> list[torch.Tensor]:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return [discrepancy(teacher, student) for teacher, student in zip(networks[0](x), networks[1](x))]
+
+
+def agreement(quick: bool) -> list[dict]:
+    """Largest difference between maps of the same weights: folded against plain at every level, and the joined map
+    (Wang et al. 2021, eq. 5) against anomalib's, an oracle that somebody else wrote."""
+    networks, x = pair(), torch.randn(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
+    plain, ours, rival = distances(networks, x), distances(tuple(map(folded, networks)), x), anomalib(networks)
+    gaps = {"folded against plain": max(float((a - b).abs().max()) for a, b in zip(plain, ours))}
+    if rival is not None:
+        grown = [functional.interpolate(level[:, None], x.shape[2:], mode="bilinear") for level in ours]
+        with torch.inference_mode():
+            result = rival(x)
+        theirs = result.anomaly_map if hasattr(result, "anomaly_map") else result["anomaly_map"]
+        gaps["folded against anomalib's map"] = float((torch.stack(grown).prod(0) - theirs).abs().max())
+    return [{"variant": name, "largest difference": value} for name, value in gaps.items()]
+
+
+def inference(quick: bool) -> list[dict]:
+    """Teacher, student and their discrepancy on 3 x 128 x 256 images: milliseconds an image, ratios of medians, and the
+    best rate as a share of the best one of a matrix product in the same precision, measured in the same turns."""
+    networks, rows = pair(), []
+    fast, rival = tuple(map(folded, networks)), anomalib(networks)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        peaks = {"fp32": product(torch.float32), "bf16": product(torch.bfloat16)}
+        for batch in (1, 8) if quick else (1, 8, 32):
             x = torch.randn(batch, 3, 128, 256)
             last = x.contiguous(memory_format=torch.channels_last)
-
-            def run(networks=pair, given=x, bf16=False):
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    return [discrepancy(t, s) for t, s in zip(networks[0](given), networks[1](given))]
-
-            makers = {"plain torch pair": run, "ours: folded, channels last": lambda: run(fast, last),  # noqa: B023
-                      "ours, bf16": lambda: run(fast, last, True)}  # noqa: B023
+            makers = {"plain torch pair": partial(distances, networks, x),
+                      "ours: folded, channels last": partial(distances, fast, last),
+                      "ours, bf16": partial(distances, fast, last, True)}
             if rival is not None:
-                makers["anomalib STFPMModel"] = lambda: torch.inference_mode()(rival)(x)  # noqa: B023
-            found = interleaved(makers)
-            rows += [] if rival is not None else [{"what": "inference", "threads": count, "batch": batch, "variant": NO_RIVAL}]
-            for name, seconds in found.items():
-                rows.append({"what": "inference", "threads": count, "batch": batch, "variant": name, "ms each": 1000 * seconds / batch,
-                             "times as fast as plain": found["plain torch pair"] / seconds,
-                             "share of GEMM peak": 3.664 * batch / seconds / peak})
-    return pd.DataFrame(rows)
+                makers["anomalib STFPMModel"] = partial(torch.inference_mode()(rival), x)
+            times = interleaved(makers | {kind: work for kind, (_, work) in peaks.items()})
+            for name in makers:
+                kind, each = "bf16" if "bf16" in name else "fp32", np.median(times[name])
+                rate, best = PAIR_GFLOP * batch / times[name].min(), peaks[kind][0] / times[kind].min()
+                rows.append({"threads": threads, "batch": batch, "variant": name, "ms each": 1000 * each / batch,
+                             "times as fast as plain": np.median(times["plain torch pair"]) / each,
+                             "share of GEMM peak": rate / best})
+    return rows
 
 
-def training_step(threads: int = 2, batch: int = 8) -> pd.DataFrame:
-    """One step of the student on 3 x 128 x 256 images: forward of both, backward, optimiser."""
-    torch.set_num_threads(threads)
-    teacher, student = _pair()
-    student = copy.deepcopy(student).train().requires_grad_(True)
-    quick = copy.deepcopy(student).to(memory_format=torch.channels_last)
-    x = torch.randn(batch, 3, 128, 256)
-    last, fast = x.contiguous(memory_format=torch.channels_last), folded(teacher)
-    with torch.no_grad():
-        kept = fast(last)
+def training(quick: bool) -> list[dict]:
+    """One step of the student on 8 images of 3 x 128 x 256, two threads: forward of both, backward, a plain update."""
+    torch.set_num_threads(2)
+    teacher, student = pair()
+    student, fast = copy.deepcopy(student).train().requires_grad_(True), folded(teacher)
+    quicker, x = copy.deepcopy(student).to(memory_format=torch.channels_last), torch.randn(8, 3, 128, 256)
+    last = x.contiguous(memory_format=torch.channels_last)
+    kept, rival = torch.no_grad()(fast)(last), anomalib((teacher, student))
 
-    def step(network, given, wanted, bf16=False):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = matching_loss(wanted(), network(given))
+    def updated(network: nn.Module, loss: torch.Tensor) -> None:
         network.zero_grad(set_to_none=True)
         loss.backward()
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter -= 1e-6 * parameter.grad
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter.data -= 1e-6 * parameter.grad
 
-    plain = torch.no_grad()(lambda: teacher(x))
-    quickly = torch.no_grad()(lambda: fast(last))
-    rival = _anomalib((teacher, student))
-    makers = {} if rival is None else {"anomalib (its teacher, student and loss)": _anomalib_step(rival, x)}
-    found = interleaved(makers | {
-        "plain": lambda: step(student, x, plain),
-        "channels last, folded teacher": lambda: step(quick, last, quickly),
-        "cached teacher": lambda: step(quick, last, lambda: kept),
-        "bf16": lambda: step(quick, last, quickly, True),
-        "cached teacher, bf16": lambda: step(quick, last, lambda: kept, True),
-    }, rounds=5)
-    return pd.DataFrame([{"what": "training step", "threads": threads, "batch": batch, "variant": name, "ms each": 1000 * value / batch,
-                          "times as fast as plain": found["plain"] / value} for name, value in found.items()])
+    def step(network: nn.Module, features: Callable[[], list], x: torch.Tensor, bf16: bool = False) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = matching_loss(features(), network(x))
+        updated(network, loss)
 
+    plain, quickly = partial(torch.no_grad()(teacher), x), partial(torch.no_grad()(fast), last)
+    makers = {"plain": partial(step, student, plain, x),
+              "channels last, folded teacher": partial(step, quicker, quickly, last),
+              "cached teacher": partial(step, quicker, lambda: kept, last),
+              "bf16": partial(step, quicker, quickly, last, True),
+              "cached teacher, bf16": partial(step, quicker, lambda: kept, last, True)}
+    if rival is not None:
+        from anomalib.models.image.stfpm.loss import STFPMLoss
 
-def _anomalib_step(rival: torch.nn.Module, x: torch.Tensor) -> Callable[[], None]:
-    from anomalib.models.image.stfpm.loss import STFPMLoss
-
-    loss, student = STFPMLoss(), [each for each in rival.student_model.parameters()]
-    rival.train()
-
-    def step() -> None:
-        for parameter in student:
-            parameter.grad = None
-        loss(*rival(x)).backward()
-        with torch.no_grad():
-            for parameter in student:
-                if parameter.grad is not None:
-                    parameter -= 1e-6 * parameter.grad
-
-    return step
+        loss = STFPMLoss()
+        makers["anomalib"] = lambda: updated(rival.train().student_model, loss(*rival(x)))
+    times = {name: np.median(values) for name, values in interleaved(makers, rounds=5).items()}
+    return [{"threads": 2, "batch": 8, "variant": name, "ms each": 1000 * value / 8,
+             "times as fast as plain": times["plain"] / value} for name, value in times.items()]
 
 
-def front_end() -> pd.DataFrame:
-    """Audio to image on one thread, clips of 5 s as in the study: times real time, for the plain spectrogram, the study's ten
-    image planes, and librosa; and how far the plain spectrogram is from librosa's."""
+def front_end(quick: bool) -> list[dict]:
+    """Audio to image on one thread, 5 s of noise: times real time, and how far the spectrogram is from librosa's."""
     import librosa
 
     torch.set_num_threads(1)
-    view, channel, seconds = View(), Channel(), 5
+    view, plain, channel, seconds = View(), View(planes=("level",)), Channel(), 5
     audio = torch.randn(1, seconds * RATE_HZ, generator=torch.Generator().manual_seed(0))
-    array, plain = audio[0].numpy(), View(channels=("level",))
-    size, hop, planes = transform_size(view, channel), hop_samples(view), channel_count(view.channels)
+    size, hop = transform_size(view, channel), hop_samples(view)
 
     def theirs() -> np.ndarray:
-        magnitude = np.abs(librosa.stft(array, n_fft=size, hop_length=hop, pad_mode="constant"))
+        magnitude = np.abs(librosa.stft(audio[0].numpy(), n_fft=size, hop_length=hop, pad_mode="constant"))
         return (np.log(magnitude / np.sqrt(view.window_s * RATE_HZ) + FLOOR) + 5.5) / 1.8
 
-    found = interleaved({
-        "ours, log-magnitude": lambda: image(audio, plain, channel),
-        f"ours, all {planes} planes": lambda: image(audio, view, channel),
-        "librosa, log-magnitude": theirs,
-    }, rounds=25)
-    ours = image(audio, plain, channel)[0, 0].numpy()
+    times = interleaved({"ours, log-magnitude": partial(image, audio, plain, channel),
+                         f"ours, all {plane_count(view.planes)} planes": partial(image, audio, view, channel),
+                         "librosa, log-magnitude": theirs}, rounds=25)
     first = round(channel.low_hz * size / RATE_HZ)
-    gap = float(np.abs(ours - theirs()[first : first + view.bins]).max())
-    return pd.DataFrame([{"what": "front end", "threads": 1, "variant": name, "times real time": seconds / value,
-                          "largest difference": gap if name == "ours, log-magnitude" else None} for name, value in found.items()])
+    gap = np.abs(image(audio, plain, channel)[0, 0].numpy() - theirs()[first : first + view.bins]).max()
+    return [{"threads": 1, "variant": name, "times real time": seconds / np.median(values),
+             "largest difference": gap if name == "ours, log-magnitude" else None} for name, values in times.items()]
 
 
-def agreement() -> pd.DataFrame:
-    """Largest difference between maps of the same weights: ours against the plain pair's at every level, and the joined map
-    (Wang et al. 2021, eq. 5) against anomalib's where that is installed: an oracle that somebody else wrote."""
-    pair = _pair()
-    x = torch.randn(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
-    fast, rival = tuple(folded(network) for network in pair), _anomalib(pair)
-    with torch.inference_mode():
-        plain = [discrepancy(t, s) for t, s in zip(pair[0](x), pair[1](x))]
-        ours = [discrepancy(t, s) for t, s in zip(fast[0](x), fast[1](x))]
-        gaps = {"folded against plain": max(float((a - b).abs().max()) for a, b in zip(plain, ours))}
-        if rival is not None:
-            grown = [functional.interpolate(level[:, None], x.shape[2:], mode="bilinear") for level in ours]
-            gaps["folded against anomalib's map"] = float((torch.stack(grown).prod(0) - _map_of(rival, x)).abs().max())
-    rows = [{"what": "agreement", "variant": name, "largest difference": value} for name, value in gaps.items()]
-    return pd.DataFrame(rows if rival is not None else [*rows, {"what": "agreement", "variant": NO_RIVAL}])
+# --- as a user starts it, and how cost grows --------------------------------------------------------------------------
 
 
-NO_RIVAL = "anomalib is not installed: pip install -e '.[bench]'"
+def linked(folder: Path, seconds: float) -> float:
+    """Fill `folder` with links to the study's real clips, over and over, until there are `seconds`; returns how many
+    there are. Raises RuntimeError where no clips were prepared yet."""
+    folder.mkdir()
+    total, clips = 0.0, sorted((CLIPS / "bonafide").glob("*.flac"))
+    if not clips:
+        raise RuntimeError(f"no clips in {CLIPS / 'bonafide'}: make them with `python -m lib study --only 10`")
+    for number, path in enumerate(itertools.cycle(clips)):
+        if total >= seconds:
+            return total
+        (folder / f"{number:07d}.flac").symlink_to(path)
+        total += soundfile.info(path).duration
 
 
-def _map_of(rival: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    found = rival(x)
-    return found.anomaly_map if hasattr(found, "anomaly_map") else found["anomaly_map"]
+def alone(*arguments: object) -> dict[str, float]:
+    """Seconds and peak memory of `python -m lib ARGUMENTS` in a process of its own."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], capture_output=True, text=True)
+    taken, last = time.perf_counter() - began, done.stderr.strip().split("\n")[-1]
+    if done.returncode not in (0, 1) or not last.startswith("VmHWM"):
+        raise RuntimeError(f"{arguments} failed: {done.stderr.strip()[-500:]}")
+    return {"seconds": taken, "peak MB": 1.024e-3 * float(last.split()[1])}
 
 
-def precision(quick: bool = False) -> pd.DataFrame:
-    """What bf16 does to the shipped detector on the study's many-voice test (real clips and copies): EER in percent, largest
-    difference of a score in standard deviations of real speech, and time of the networks."""
-    torch.set_num_threads(1)
-    study = Study.open("study")
-    clips = study.test("multi", only="test")
-    clips = clips[clips.role.isin(["bonafide", "copysynth"])].iloc[:: 10 if quick else 1]
-    prepared, real = list(study.prepared(clips)), (clips.role == "bonafide").to_numpy()
-    rows, first = [], None
-    for name in PRECISIONS:
-        detector = Detector.load().in_precision(name)
-        began = time.perf_counter()
-        scores = -np.array([detector.score_prepared(*clip) for clip in prepared])
-        taken, first = time.perf_counter() - began, scores if first is None else first
-        rows.append({"what": "precision", "threads": 1, "variant": name, "EER %": 100 * equal_error_rate(scores[real], scores[~real])[0],
-                     "seconds": taken, "largest difference": float(np.abs(scores - first).max() / first[real].std())})
-    return pd.DataFrame(rows)
-
-
-# --- as a user starts it ----------------------------------------------------------------------------------------------------
-
-
-def real_clips() -> list[Path]:
-    """The study's real clips of 2 s or more, in a fixed order. Raises RuntimeError where nothing was prepared yet."""
-    import soundfile
-
-    folder = CLIPS / "bonafide"
-    found = [path for path in sorted(folder.glob("*.flac")) if soundfile.info(path).duration >= 2]
-    if not found:
-        raise RuntimeError(f"{folder} holds no clips to measure with: make them with `python -m lib study --only 10`")
-    return found
-
-
-def _repeated(seconds: float) -> list[Path]:
-    """Real clips of `seconds` in all, over and over again."""
-    import soundfile
-
-    found, total, clips = [], 0.0, real_clips()
-    lengths = {path: soundfile.info(path).duration for path in clips}
-    while total < seconds:
-        path = clips[len(found) % len(clips)]
-        found.append(path)
-        total += lengths[path]
-    return found
-
-
-_PEAK = """
-import json, pathlib, re, resource, sys, time
-began, arguments = time.perf_counter(), sys.argv[1:]
-from benchmarks import bench
-import torch
-getattr(bench, arguments[0])(*arguments[1:])
-taken, status = time.perf_counter() - began, pathlib.Path("/proc/self/status")
-# Linux hands the parent's peak on to ru_maxrss; VmHWM is this process's own.
-own = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
-print(json.dumps([taken, 1024 * int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
-"""
-
-
-def _alone(work: str, *arguments: object) -> tuple[float, float]:
-    """Seconds and peak resident bytes of a function of this module in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", _PEAK, work, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{work} failed: {done.stderr.strip().splitlines()[-1]}")
-    return tuple(json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-def command(quick: bool = False) -> pd.DataFrame:
-    """`python -m lib score` with the shipped detector: start to verdict on 10 s, a folder in two processes, an hour in one."""
-    import soundfile
-
-    clips = real_clips()
+def command(quick: bool) -> list[dict]:
+    """`python -m lib score` with the shipped detector: start to verdict on 10 s, a folder, one long recording."""
+    minutes, rows = 10 if quick else 60, []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "many").mkdir()
-        for index in range(100 if quick else 1000):
-            (folder / "many" / f"{index:04d}.flac").symlink_to(clips[index % len(clips)])
-        _joined(clips, 10, folder / "short.flac")
-        _joined(clips, 600 if quick else 3600, folder / "long.flac")
-        amount = sum(soundfile.info(path).duration for path in (folder / "many").iterdir())
-        timed = [("start to verdict on 10 s, first", 10, ("short.flac",)), ("start to verdict on 10 s", 10, ("short.flac",)),
-                 (f"folder of {100 if quick else 1000} clips, two processes", amount, ("--folder", "many", "--jobs", "2")),
-                 (f"one recording of {10 if quick else 60} min", 600 if quick else 3600, ("long.flac",))]
-        rows = []
-        for what, seconds, arguments in timed:
-            taken, peak = _alone("scored", *(str(folder / each) if (folder / each).exists() else each for each in arguments))
-            rows.append({"what": "command", "variant": what, "seconds": taken, "times real time": seconds / taken, "peak MB": peak / 1e6})
-    return pd.DataFrame(rows)
+        many, short, long = (Path(name) / each for each in ("many", "short.flac", "long.flac"))
+        amount = linked(many, 60 * minutes)
+        clips = sorted(many.iterdir())
+        for target, seconds in ((short, 10), (long, 60 * minutes)):
+            with soundfile.SoundFile(target, "w", RATE_HZ, 1) as file:
+                for path in clips[: max(1, math.ceil(len(clips) * seconds / amount))]:
+                    file.write(soundfile.read(path, dtype="float32")[0])
+        works = [("start to verdict on 10 s, first", 10, (short,)), ("start to verdict on 10 s", 10, (short,)),
+                 (f"folder of {len(clips)} clips, one process", amount, ("--folder", many)),
+                 (f"folder of {len(clips)} clips, two processes", amount, ("--folder", many, "--jobs", 2)),
+                 (f"one recording of {minutes} min", 60 * minutes, (long,))]
+        for variant, seconds, arguments in works:
+            row = {"variant": variant} | alone("score", *arguments)
+            rows.append(row | {"times real time": seconds / row["seconds"]})
+    return rows
 
 
-def _joined(clips: list[Path], seconds: float, target: Path) -> None:
-    import soundfile
-
-    with soundfile.SoundFile(target, "w", RATE_HZ, 1) as file:
-        for path in clips * 1000:
-            file.write(soundfile.read(path, dtype="float32")[0])
-            if file.frames >= seconds * RATE_HZ:
-                return
-
-
-def scored(*arguments: str) -> None:
-    """`python -m lib score` in this process, silently. What cannot be scored is no error here."""
-    import contextlib
-    import io
-
-    from lib.cli import main
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        main(["score", *arguments])
-
-
-# --- how cost grows ---------------------------------------------------------------------------------------------------------
-
-TINY = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4}
-
-
-def _untrained(settings: Settings) -> Detector:
-    """A detector with random networks of the settings' size. With TINY's, of width 4, everything around the networks costs what
-    it costs in the study."""
-    network, inputs = settings.network, channel_count(settings.view.channels)
-    pyramid = ResNetPyramid(inputs, network.teacher_width, network.levels, stem=network.stem)
-    teacher = Standardised(freeze(initialise(pyramid, 0, "teacher")))
-    return Detector(settings, teacher, freeze(new_student(teacher, settings)))
-
-
-def read_crops(hours: str) -> None:
-    """Training's reader: every clip once through the channel, as crops of one batch after the other."""
-    settings = load_settings("study", 0, TINY)
-    table = pd.DataFrame({"path": [str(path) for path in _repeated(3600 * float(hours))], "speaker": ""})
-    reader, random = ClipReader(table, settings.channel, Path("/")), np.random.default_rng(0)
-    for start in range(0, len(table), 16):
-        for index in range(start, min(start + 16, len(table))):
-            reader.clean(index)
-        image(torch.from_numpy(reader.crops(16, RATE_HZ, random, slice(0, 0))), settings.view, settings.channel)
-
-
-def fit_statistics(hours: str) -> None:
-    """Scaling, typicality and threshold of a tiny detector on all clips: two passes over the audio."""
-    settings = load_settings("study", 0, TINY)
-    clips = PreparedClips(_repeated(3600 * float(hours)), settings.channel)
-    detector = _untrained(settings)
-    detector.fit_scaling(clips, [])
-    detector.fit_threshold(clips, [])
-
-
-def score_all(hours: str, folder: str) -> None:
-    """A whole manifest scored with a tiny detector that was fitted before, in blocks as on a cluster."""
-    paths = _repeated(3600 * float(hours))
-    table = pd.DataFrame({"clip_id": [f"{index}" for index in range(len(paths))], "path": [str(path) for path in paths]})
-    score_manifest(table, Path(folder) / f"scores-{hours}.tsv", Engine(torch.device("cpu")), folder)
-
-
-def memory(quick: bool = False) -> pd.DataFrame:
-    """Peak memory and time of what passes over a corpus, on 1, 3 and 10 h of the study's clips repeated, and the slope.
-
-    Each row is a process of its own with a tiny detector (width 4), so that the 10 h are affordable; what is measured is
-    reading, channel, image, statistics and scores. The slope is that of a line through the three peaks.
-    """
-    sizes = (0.02, 0.06, 0.2) if quick else (1, 3, 10)
+def growth(quick: bool) -> list[dict]:
+    """Time and peak memory of scoring a manifest of 1, 3 and 10 h, each in a process of its own, and the slope of a
+    line through the three peaks."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings("study", 0, TINY)
-        detector, clips = _untrained(settings), PreparedClips(real_clips()[:40], settings.channel)
-        detector.fit_scaling(clips, [])
-        detector.fit_threshold(clips, [])
-        detector.save(folder)
-        for work, extra in (("read_crops", ()), ("fit_statistics", ()), ("score_all", (folder,))):
-            found = [(hours, *_alone(work, hours, *extra)) for hours in sizes]
-            slope = float(np.polyfit(sizes, [peak / 1e6 for _, _, peak in found], 1)[0])
-            rows += [{"what": "memory", "variant": WORK[work], "hours": hours, "seconds": seconds, "peak MB": peak / 1e6,
-                      "times real time": 3600 * hours / seconds, "MB an hour": slope} for hours, seconds, peak in found]
-    return pd.DataFrame(rows)
+    for hours in (0.02, 0.06, 0.2) if quick else (1, 3, 10):
+        with tempfile.TemporaryDirectory() as name:
+            clips, scores = Path(name) / "clips", Path(name) / "scores.tsv"
+            seconds = linked(clips, 3600 * hours)
+            row = {"variant": "scores of a manifest", "hours": hours}
+            row |= alone("score", "--manifest", clips, "--out", scores)
+        rows.append(row | {"times real time": seconds / row["seconds"]})
+    slope = np.polyfit([row["hours"] for row in rows], [row["peak MB"] for row in rows], 1)[0]
+    return [row | {"MB an hour": slope} for row in rows]
 
 
-WORK = {"read_crops": "training's reader (keeps up to 600 MB)", "fit_statistics": "scaling, typicality, threshold",
-        "score_all": "scores of a manifest"}
-
-
-def _sized(width: int) -> Settings:
-    return load_settings("study", 0, {"network.teacher_width": width, "network.student_width": width})
-
-
-def _scoring(width: int) -> Callable[[], object]:
-    """One clip of 5 s: image, both networks, residuals."""
-    detector, audio = _untrained(_sized(width)), np.random.default_rng(0).standard_normal(5 * RATE_HZ).astype(np.float32)
-    return lambda: detector.clip_residuals(audio, np.ones(250, bool))
-
-
-def _teaching(width: int) -> Callable[[], None]:
-    """One step of training the teacher: perturbations and images of a batch, forward, backward, optimiser."""
-    settings = _sized(width)
-    network, training = settings.network, settings.training
-    teacher = PerturbationTeacher(channel_count(settings.view.channels), network.teacher_width, network.levels, network.stem)
-    initialise(teacher, 0, "teacher").train()
-    optimiser, random = torch.optim.AdamW(teacher.parameters()), np.random.default_rng(0)
-    crops = random.standard_normal((training.batch, round(training.window_s * RATE_HZ))).astype(np.float32)
-
-    def step() -> None:
-        loss = perturbation_loss(teacher, crops, settings, random)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-
-    return step
-
-
-SIZED = {"score of a clip of 5 s": _scoring, "training step of the teacher, 8 crops": _teaching}
-
-
-def repeat(work: str, width: str) -> None:
-    """A work of `SIZED` a few times over on one thread, for its peak memory."""
-    torch.set_num_threads(1)
-    make = SIZED[work](int(width))
-    for _ in range(5):
-        make()
-
-
-def width() -> pd.DataFrame:
-    """Time and peak memory against the width of teacher and student, one thread. The peak is that of a process of its own."""
-    torch.set_num_threads(1)
-    works = [(work, size) for work in SIZED for size in (8, 16, 24, 32, 64)]
-    peaks = {each: _alone("repeat", *each)[1] for each in works}
-    times = interleaved({(work, size): SIZED[work](size) for work, size in works}, rounds=7)
-    return pd.DataFrame([{"what": "width", "threads": 1, "variant": work, "width": size, "ms each": 1000 * times[work, size],
-                          "peak MB": peaks[work, size] / 1e6} for work, size in works])
-
-
-PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
-    "agreement": lambda quick: agreement(),
-    "inference": lambda quick: inference(batches=(1, 8) if quick else (1, 8, 32)),
-    "training": lambda quick: training_step(),
-    "front-end": lambda quick: front_end(),
-    "precision": precision,
-    "command": command,
-    "width": lambda quick: width(),
-    "memory": memory,
-}
-
-
-def run(quick: bool = False, only: tuple[str, ...] = ()) -> Iterator[pd.DataFrame]:
-    """The tables of the parts, one after the other; `quick` takes fewer sizes, `only` names the parts."""
-    for name, part in PARTS.items():
-        if not only or name in only:
-            yield part(quick)
+PARTS = {"agreement": agreement, "inference": inference, "training": training, "front-end": front_end,
+         "command": command, "growth": growth}
 
 
 def draw_cost(table: pd.DataFrame, target: Path | str) -> None:
-    """Draw how cost grows into `target` (.png or .svg): peak memory and time against hours of audio (part `memory`) and against
-    the networks' width (part `width`). Raises ValueError where one of these parts is not in `table`."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+    """Draw peak memory and time against hours of audio (part `growth`) into `target` (.png or .svg). Raises ValueError
+    where that part is not in `table`."""
     from lib.report.exhibits import style
 
-    if lacking := sorted({"memory", "width"} - set(table.what)):
-        raise ValueError(f"the figure shows the parts memory and width; {' and '.join(lacking)} did not run")
+    rows = table[table.what == "growth"]
+    if rows.empty:
+        raise ValueError("the figure shows the part growth, which did not run")
     style()
-    figure, grid = plt.subplots(2, 2, figsize=(10, 7))
-    for axes, what, column, label, taken, unit in (
-            (grid[0], "memory", "hours", "hours of audio", "seconds", "time (s)"),
-            (grid[1], "width", "width", "width of teacher and student (channels)", "ms each", "time (ms, one thread)")):
-        rows = table[table.what == what]
-        for axis, value, name in ((axes[0], "peak MB", "peak memory (MB)"), (axes[1], taken, unit)):
-            sns.lineplot(rows, x=column, y=value, hue="variant", style="variant", markers=True, dashes=False, ax=axis,
-                         legend=axis is axes[0])
-            axis.set(xscale="log", xlabel=label, ylabel=name, xticks=sorted(rows[column].unique()))
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.minorticks_off()
-        axes[0].set_ylim(0, 1.6 * rows["peak MB"].max())
-        axes[0].legend(title="", loc="upper left")
-        axes[1].set_yscale("log")
-        axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes[1].yaxis.set_major_formatter("{x:g}")
-        axes[1].yaxis.set_minor_formatter(NullFormatter())
-    figure.align_ylabels()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    for axis, value, label in zip(axes, ("peak MB", "seconds"), ("peak memory (MB)", "time (s)")):
+        sns.lineplot(rows, x="hours", y=value, hue="variant", style="variant", markers=True, ax=axis)
+        axis.set(xlabel="hours of audio", ylabel=label, ylim=(0, 1.3 * rows[value].max()))
+        axis.legend(title="", loc="upper left")
     with atomic(target) as temporary:
         figure.savefig(temporary)
     plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="ratios of speed, measured in one run")
+    parser.add_argument("--only", action="append", metavar="PART", choices=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
+    parser.add_argument("--csv", metavar="FILE", help="write the table")
+    parser.add_argument("--figure", metavar="FILE", help="draw how cost grows (part growth)")
+    chosen = parser.parse_args(arguments)
+    if chosen.figure and chosen.only and "growth" not in chosen.only:
+        parser.error("--figure draws the part growth: add --only growth")
+    tables = []
+    for name in chosen.only or PARTS:
+        table = pd.DataFrame([{"what": name} | row for row in PARTS[name](chosen.quick)])
+        tables.append(table)
+        print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format), flush=True)
+    whole = pd.concat(tables, ignore_index=True)
+    if chosen.csv:
+        with atomic(chosen.csv) as temporary:
+            whole.to_csv(temporary, index=False)
+    if chosen.figure:
+        draw_cost(whole, chosen.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

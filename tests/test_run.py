@@ -2,7 +2,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tarfile
 import time
 
 import nbformat
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib.paths import clocked
+from lib.paths import PROJECT, clocked
 from lib.report import exhibits
 from lib.report import run as runner
 from lib.report.exhibits import StudyError, verify
@@ -255,3 +257,17 @@ def test_the_plan_says_times_and_the_disk_is_checked(tmp_path, monkeypatch):
 
 def test_times_in_words():
     assert [exhibits.duration(value) for value in (45, 600, 7200)] == ["45 s", "10 min", "2.0 h"]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_the_whole_report_is_packed_for_a_release(tmp_path):
+    command = ["make", "-f", str(PROJECT / "Makefile"), "archive"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "make study" in done.stdout + done.stderr
+    names = ["html/40.html", "figures/40_maps.svg", "tables/40_maps.csv", "reference/study/40_maps.csv", "index.html"]
+    for name in [*names, "executed/40.ipynb"]:
+        (tmp_path / "reports" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "reports" / name).write_text(name)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    with tarfile.open(tmp_path / "report.tar.gz") as archive:
+        assert {member.name for member in archive if member.isfile()} == set(names)
