@@ -99,6 +99,7 @@ class Training:
     learning_rate: Annotated[float, (1e-9, 100)] = 2e-3  # the highest of a cycle
     weight_decay: Annotated[float, (0, 1)] = 1e-4
     augment: bool = False  # equaliser tilt, level and noise on bona fide training speech
+    without: str = ""  # a kind of lib.model.perturbations.KINDS that the teacher does not learn: leave one out
     check_every: Count = 100  # steps between two looks at the bona fide validation loss
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -266,8 +267,7 @@ def load_settings(preset: str = "study", seed: int = 0, options: str | dict[str,
     if preset not in PRESETS:
         near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.0)[0]
         raise SettingsError(f"unknown preset {preset!r}; the nearest known one is {near!r}")
-    if isinstance(options, str):
-        options = parse_options(options)
+    options = parse_options(options) if isinstance(options, str) else options
     if "preset" in options:
         raise SettingsError("the preset is chosen by itself (--preset), not among the options")
     return Settings().with_options({"preset": preset, **PRESETS[preset], "seed": seed}).with_options(options)

@@ -319,3 +319,22 @@ def test_checked_clips_copies_nothing_and_converts(real):
     audio, active = checked_clips([(real[0][0].astype(np.float64), real[0][1].astype(int))])[0]
     assert audio.dtype == np.float32 and active.dtype == bool
     assert checked_clips(real)[0][0] is real[0][0]
+
+
+def test_a_kind_of_damage_that_is_left_out_is_not_in_the_teachers_task(monkeypatch):
+    """`training.without` reaches the perturbations, and an empty one is the training that there was."""
+    from lib.model import training
+    from lib.model.perturbations import KINDS
+    from lib.settings import load_settings
+
+    def stop(audio, random, kinds):
+        seen.append(kinds)
+        raise InterruptedError
+
+    seen = []
+    monkeypatch.setattr(training, "perturbed", stop)
+    for without in ("", "drift of phase"):
+        settings = load_settings("smoke", 0, {"training.without": without})
+        with pytest.raises(InterruptedError):
+            training.perturbation_loss(None, np.zeros((2, 16000), np.float32), settings, seeds.stream(0))
+    assert seen == [KINDS, tuple(kind for kind in KINDS if kind != "drift of phase")]

@@ -25,7 +25,7 @@ from lib.model.checkpoints import CheckpointError, sound, stored
 from lib.model.discrepancy import matching_loss
 from lib.model.images import FrontEnd
 from lib.model.networks import PerturbationTeacher, new_student, new_teacher, resolved
-from lib.model.perturbations import Damage, perturbed
+from lib.model.perturbations import KINDS, Damage, perturbed
 from lib.model.pyramid import Standardised, freeze, initialise, settle
 from lib.paths import clear_stale, write_json
 from lib.settings import RATE_HZ, SPEECH_MODELS, Settings
@@ -208,7 +208,8 @@ def _noisy(crops: np.ndarray, settings: Settings, random: np.random.Generator,
 def perturbation_loss(network: nn.Module, crops: np.ndarray, settings: Settings, random: np.random.Generator,
                       rows: slice = slice(None)) -> torch.Tensor:
     """Binary cross-entropy of naming, place by place and level by level, which perturbation was applied to `rows`."""
-    damaged, damage = perturbed(torch.from_numpy(crops), random)
+    kinds = tuple(kind for kind in KINDS if kind != settings.training.without)
+    damaged, damage = perturbed(torch.from_numpy(crops), random, kinds)
     engine = engine_of(settings)
     total = torch.zeros((), device=engine.device)
     damage = Damage(engine.give(damage.boxes[rows]), engine.give(damage.kinds[rows]), damage.size)
