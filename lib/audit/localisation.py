@@ -19,13 +19,12 @@ from lib.engine import side_by_side
 from lib.evaluate import metrics
 from lib.evaluate.baseline_networks import SupervisedResNet, tensors
 from lib.evaluate.baselines import checked_clips
-from lib.model.images import activity, frame_s, hop_samples, row_hz
+from lib.model.images import frame_s, hop_samples, row_hz
 from lib.paths import DATA
 from lib.settings import RATE_HZ, Settings, View
 
 if TYPE_CHECKING:
     from lib.detector import Detector
-    from lib.model.maps import Explanation
     from lib.study import Study
 
 KINDS = ("splice", "band", "box")
@@ -206,28 +205,22 @@ def saliency(classifier: SupervisedResNet, audio: np.ndarray, active: np.ndarray
     return gradient[0].abs().amax(dim=0).numpy()
 
 
-def map_makers(detector: Detector, classifier: SupervisedResNet) -> dict[str, Callable]:
-    """The maps that notebook 41 compares, `(audio, active) -> (frequency, frame)`: the detector's own, other kinds of
-    scaling, the published product over levels of the unscaled discrepancy (Wang et al. 2021, eq. 5), and rivals."""
-
-    def scaled(kind: str) -> Callable:
-        return lambda audio, active: detector.explain_prepared(audio, active, kind=kind).map
-
-    def plain(audio: np.ndarray, active: np.ndarray) -> Explanation:
-        return detector.explain_prepared(audio, active, kind="none")
-
-    def knows_speech(audio: np.ndarray, active: np.ndarray) -> np.ndarray:
-        explanation = plain(audio, active)
-        return np.broadcast_to(explanation.active.astype(float), explanation.map.shape)
-
+def drawn_maps(detector: Detector, classifier: SupervisedResNet, audio: np.ndarray,
+               active: np.ndarray) -> dict[str, np.ndarray]:
+    """The maps (frequency, frame) of a clip that notebook 41 compares, from one pass through the networks: the
+    detector's own, other kinds of scaling, the published product over levels of the unscaled discrepancy (Wang et al.
+    2021, eq. 5), and rivals; all with the same mask (`masked`)."""
+    picture, levels = detector.clip_residuals(audio, active)
     own = detector.map_kind
-    makers = {f"{own} (ours)": scaled(own)}
-    makers |= {f"{kind} scaling": scaled(kind) for kind in ("signed", "element", "frequency", "none") if kind != own}
-    return makers | {
-        "product, no scaling": lambda audio, active: np.prod(plain(audio, active).levels, axis=0),
-        "activity": knows_speech, "log-energy": lambda audio, active: plain(audio, active).image[0],
-        "saliency": lambda audio, active: saliency(classifier, audio, active),
-        "random": lambda audio, active: random_map(plain(audio, active).map.shape, 0, str(len(audio)))}
+    kinds = dict.fromkeys((own, "signed", "element", "frequency", "none"))
+    drawn = {kind: detector.explanation(picture, levels, active, kind=kind) for kind in kinds}
+    plain = drawn["none"]
+    noise = random_map(plain.map.shape, 0, str(len(audio)))
+    maps = {f"{kind} (ours)" if kind == own else f"{kind} scaling": each.map for kind, each in drawn.items()} | {
+        "product, no scaling": np.prod(plain.levels, axis=0), "log-energy": plain.image[0],
+        "activity": plain.active + 1e-3 * noise,  # where speech is, in no order
+        "saliency": saliency(classifier, audio, active), "random": noise}
+    return {name: masked(values, plain.active) for name, values in maps.items()}
 
 
 def make_edits(study: Study, experiment: str, generators: tuple[str, ...], kinds: tuple[str, ...] = KINDS,
@@ -246,29 +239,27 @@ def make_edits(study: Study, experiment: str, generators: tuple[str, ...], kinds
 
 
 def evaluate_maps(edits: list[Edit], bonafide: list[tuple[np.ndarray, np.ndarray]], view: View,
-                  makers: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]) -> tuple[pd.DataFrame, ...]:
-    """Measure every map maker `(audio, active) -> (frequency, frame)` on every generator and kind of edit, each map
-    with the same mask (`masked`).
+                  draw: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]) -> tuple[pd.DataFrame, ...]:
+    """Measure every map of `draw(audio, active)`, by name, on every generator and kind of edit.
 
-    Thresholds are the 95 % quantile of the maker's cells on `bonafide` clips (threshold part of the validation split).
+    Thresholds are the 95 % quantile of a map's cells on `bonafide` clips (threshold part of the validation split).
     Returns the table `map, generator, kind, measures...`, the same by sentence, and the frame-level table of splices.
     """
-    tables: tuple[list, ...] = [], [], []
-    keys = sorted({(edit.generator, edit.kind) for edit in edits}, key=lambda key: (KINDS.index(key[1]), key[0]))
-    for name, maker in makers.items():
-        def drawn(clip: tuple[np.ndarray, np.ndarray], maker: Callable = maker) -> np.ndarray:
-            values = maker(*clip)
-            return masked(values, activity(clip[1], view, values.shape[1]))
+    def of_clips(clips: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+        drawn = list(side_by_side(lambda clip: draw(*clip), clips))
+        return {name: [maps[name] for maps in drawn] for name in drawn[0]}
 
-        real = list(side_by_side(drawn, bonafide))
-        maps = list(side_by_side(drawn, [(edit.audio, edit.active) for edit in edits]))
-        threshold = float(np.quantile(np.concatenate([coarse(values).ravel() for values in real]), 0.95))
-        for generator, kind in keys:
-            index = [i for i, edit in enumerate(edits) if (edit.generator, edit.kind) == (generator, kind)]
-            chosen, theirs = [edits[i] for i in index], [maps[i] for i in index]
+    real, tables = of_clips(bonafide), ([], [], [])
+    limits = {name: np.quantile(np.concatenate([coarse(values).ravel() for values in maps]), 0.95)
+              for name, maps in real.items()}
+    keys = sorted({(edit.generator, edit.kind) for edit in edits}, key=lambda key: (KINDS.index(key[1]), key[0]))
+    for generator, kind in keys:
+        chosen = [edit for edit in edits if (edit.generator, edit.kind) == (generator, kind)]
+        for name, maps in of_clips([(edit.audio, edit.active) for edit in chosen]).items():
             row = {"map": name, "generator": generator, "kind": kind}
-            tables[0].append(row | measured(chosen, theirs, threshold))
-            tables[1].append(by_sentence(chosen, theirs).assign(**row))
+            tables[0].append(row | measured(chosen, maps, limits[name]))
+            tables[1].append(by_sentence(chosen, maps).assign(**row))
             if kind == "splice":
-                tables[2].append(frame_measures(chosen, theirs, real, view.hop_s).assign(map=name, generator=generator))
+                frames = frame_measures(chosen, maps, real[name], view.hop_s)
+                tables[2].append(frames.assign(map=name, generator=generator))
     return pd.DataFrame(tables[0]), *(pd.concat(parts, ignore_index=True) for parts in tables[1:])
