@@ -147,7 +147,7 @@ class Study:
         """The name of an experiment's student or teacher, made of all that its training depends on."""
         settings, network = self.settings, self.settings.network
         skipped = ("teacher_steps", "teacher_steps_many", "student_steps", "augment")  # of one training alone
-        training = {name: value for name, value in vars(settings.training).items() if name not in skipped and value != ""}
+        training = {name: each for name, each in vars(settings.training).items() if name not in skipped and each != ""}
         own = ["teacher", network.teacher, network.teacher_width, network.levels, network.stem, network.standardise]
         if student:
             teacher = self.key(experiment, student=False)
