@@ -31,6 +31,7 @@ def test_form(path):
         assert len(cell.source.splitlines()) <= 25
     assert sum("finding" in cell.metadata.get("tags", []) for cell in code) == 1
     assert checked_parameters(path, {"preset": "smoke", "seed": 1, "options": ""})
+    assert {"smoke", "study"} <= set(notebook.metadata.get("seconds", {})), "the plan wants its time at these presets"
     parameters = next(cell for cell in code if "parameters" in cell.metadata.get("tags", []))
     assert all("#" in line and ":" in line for line in parameters.source.splitlines()), "typed and commented"
 
