@@ -47,6 +47,8 @@ class Parser(argparse.ArgumentParser):
                     chosen.parser.error(f"{name}: expected a name in {' or '.join(endings)}, not {value!r}")
         values = [each for value in vars(chosen).values() for each in (value if isinstance(value, list) else [value])]
         kinds = (Input, Output, OutputFolder)
+        if any(isinstance(value, kinds) and not value for value in values):
+            chosen.parser.error("a name is empty")
         inputs, files, folders = ([value for value in values if isinstance(value, kind)] for kind in kinds)
         require_outputs(files, inputs)
         require_outputs(folders, inputs, folders=True)
@@ -83,7 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  every message of the library is written for the user
         if not isinstance(error, RuntimeError | ValueError | OSError | AssertionError | ImportError):
             raise
-        print(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}", file=sys.stderr)
+        text = " ".join(str(error).splitlines()) or type(error).__name__
+        if isinstance(error, UnicodeEncodeError):
+            text = "a name that is no valid text: rename the file, or link to it"
+        print(f"error: {text}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 

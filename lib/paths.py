@@ -162,9 +162,12 @@ class UsageError(ValueError):
     """What a user asked for makes no sense; the message says what would."""
 
 
+DETECTOR_FILES = {"detector.json", "detector.safetensors", "limits.json", "known.json"}
+
+
 def require_outputs(outputs: Iterable[str], inputs: Iterable[Path | str], folders: bool = False) -> None:
-    """Raise UsageError for an output that cannot be written, is read as well, or is named twice; names are those that the
-    user gave. Outputs are files, or `folders` of detectors, of which the one that ships is never written."""
+    """Raise UsageError for an output that cannot be written, is read as well, or is named twice; names are those that
+    the user gave. Outputs are files, or `folders` of detectors, of which the one that ships is never written."""
     outputs, inputs = list(outputs), list(inputs)
     for number, name in enumerate(outputs):
         path = Path(name)
@@ -172,13 +175,14 @@ def require_outputs(outputs: Iterable[str], inputs: Iterable[Path | str], folder
             held = {each.name for each in path.iterdir()} if path.is_dir() else set()
             base = next(folder for folder in path.absolute().parents if folder.exists())
             rules = [
-                (SHIPPED in (path.resolve(), *path.resolve().parents), "belongs to the detector that ships with the project"),
+                (SHIPPED in (path.resolve(), *path.resolve().parents), "belongs to the detector that ships"),
+                (path.is_file() and path.name in DETECTOR_FILES, "belongs to a detector"),
                 (any(map(functools.partial(_same, name), inputs)), "is read, and would be written"),
                 (any(map(functools.partial(_same, name), outputs[:number])), "is named for two outputs"),
-                (path.is_dir() and not folders, "is a folder, no file"),
+                ((path.is_dir() or name.endswith(os.sep)) and not folders, "is a folder, no file"),
                 (path.exists() and not path.is_dir() and (folders or not path.is_file()), "is there already, and is no "
                  + ("folder" if folders else "regular file")),
-                (bool(held - {"detector.json", "detector.safetensors", "limits.json", "known.json"}), "holds other files"),
+                (bool(held - DETECTOR_FILES), "holds other files"),
                 (path.exists() and not os.access(path, os.W_OK), "may not be written: Permission denied")]
             if reasons := [text for holds, text in rules if holds]:
                 raise UsageError(f"{name} {reasons[0]}: name another output")

@@ -132,7 +132,8 @@ def test_an_output_that_is_an_input_is_a_usage_error(capsys, arguments, tmp_path
 @pytest.mark.parametrize(("arguments", "words"), [
     ("score a.wav --json o --csv o", "o is named for two outputs"),
     ("score a.wav --json o --html ./o", "named for two"),
-    ("score a.wav --json folder", "folder is a folder, no file"),
+    ("score a.wav --json d/detector.json", "belongs to a detector"), ("score a.wav --csv new/", "new/ is a folder"),
+    ("score a.wav --json=", "a name is empty"), ("score a.wav --json folder", "folder is a folder, no file"),
     ("score a.wav --json a.txt/o.json", "a.txt/o.json cannot be"),
     ("score a.wav --json pipe", "pipe is there already, and is no regular file"),
     ("score a.wav --json /proc/none/o.json", "/proc/none/o.json cannot be written"),

@@ -166,7 +166,7 @@ def score_manifest(table: pd.DataFrame, out: Path | str, engine: Engine, detecto
     if engine.main:
         clear_stale(out.parent)
         plan, key = parts / "plan.json", digest_of([names["sha256"], table.to_numpy().tolist(), BLOCK])
-        if plan.exists() and json.loads(plan.read_text(encoding="utf-8"))["key"] != key:
+        if parts.exists() and (not plan.exists() or json.loads(plan.read_text(encoding="utf-8"))["key"] != key):
             raise ScoreFileError(f"{parts} holds the unfinished scores of another manifest or detector: finish that "
                                  "run, or remove the folder, or write to another --out")
         write_json(plan, {"key": key})
