@@ -141,7 +141,7 @@ def execute(path: Path, target: Path, parameters: dict[str, object], times: Path
     partly = target.with_name(f"{path.stem}.partial.ipynb")
     execution = partial(papermill.execute_notebook, path, partly, parameters, kernel_name="python3", cwd=NOTEBOOKS,
                         log_output=False, progress_bar=sys.stderr.isatty(),
-                        extra_arguments=["--IPKernelApp.log_level=ERROR"])
+                        extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
     try:
         try:
             execution(kernel_manager_class=WarmKernels if times and sys.platform == "linux" else AsyncKernelManager)
