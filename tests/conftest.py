@@ -1,5 +1,7 @@
 """What several test modules share: toy speech, and a tiny detector fitted on it."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,21 @@ def toy_speech(seconds=1.5, seed=0, pitch_hz=120.0):
     rhythm = np.clip(np.sin(2 * np.pi * (3.1 * time + random.uniform())) + 0.3, 0.003, None)
     audio = (voice + 1.5 * random.standard_normal(len(time))) * rhythm
     return (0.5 * audio / np.abs(audio).max()).astype(np.float32)
+
+
+def encoded(path, codec, audio, rate_hz, form=None):
+    """Write mono `audio` (samples,) through an encoder of FFmpeg, in the container that the name or `form` says."""
+    import av
+
+    with av.open(str(path), "w", format=form) as target:
+        stream = target.add_stream(codec, rate=rate_hz, layout="mono")
+        stream.bit_rate = 12_200 if "amr" in codec else 64_000
+        frame = av.AudioFrame.from_ndarray(np.asarray(audio, np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
+        resampler = av.AudioResampler(stream.codec_context.format, "mono", rate_hz, stream.codec_context.frame_size or None)
+        for part in (*resampler.resample(frame), *resampler.resample(None), None):
+            target.mux(stream.encode(part))
+    return path
 
 
 def pytest_collection_modifyitems(items):

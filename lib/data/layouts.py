@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 import pandas as pd
 
-from lib.data.audio import SUFFIXES
+from lib.data.decoders import SUFFIXES
 from lib.data.scorefiles import read_key
 
 SPLITS = {"train": "train", "dev": "validation", "eval": "test", "test": "test"}
