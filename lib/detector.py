@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from lib.data.audio import read_audio
+from lib.data.audio import audio_pieces
 from lib.data.channel import apply_channel, pass_channel
 from lib.engine import side_by_side
 from lib.evaluate.metrics import conformal
@@ -20,7 +20,7 @@ from lib.model.evidence import Evidence, Measured, measured
 from lib.model.images import FrontEnd, activity, hop_samples, row_hz
 from lib.model.maps import Explanation, clip_statistics, colour_limits, combined, drawn_clips, upsampled
 from lib.model.pyramid import PRECISIONS, folded
-from lib.model.scaling import LOCAL_HZ, LOCAL_S, POOLINGS, READ_EXTENTS, SCALINGS, UNSCALED, Scaling, Typicality, neighbourhoods
+from lib.model.scaling import POOLINGS, SCALINGS, UNSCALED, Scaling, Typicality
 from lib.model.texture import TextureStudent
 from lib.paths import SHIPPED
 from lib.settings import RATE_HZ, Scoring, Settings
@@ -43,8 +43,8 @@ class Detector:
 
     def __init__(self, settings: Settings, teacher: nn.Module, student: nn.Module) -> None:
         if settings.scoring.scaling == "read" and not len(getattr(teacher, "readers", [])):
-            raise DetectorError("scoring.scaling=read needs a teacher with readers (network.teacher=perturbation); for "
-                                "this one set scoring.scaling=signed and scoring.pooling=two_sided, or others")
+            raise DetectorError("scoring.scaling=read needs a teacher with readers (network.teacher=perturbation); set "
+                                "scoring.scaling=signed and scoring.pooling=two_sided, or others")
         self.settings, self.teacher, self.student = settings, teacher, student
         self.front = FrontEnd(settings.view, settings.channel)
         self.scaling: Scaling | None = None
@@ -93,28 +93,28 @@ class Detector:
 
         Some recordings serve scaling, the others the threshold, half of the pieces (5 s) each; where one has most of
         them, its first and second half: neighbours are alike. Raises DetectorError for fewer than 8 pieces of 1 s."""
-        recordings = [self._pieces(Path(path)) for path in paths]
+        recordings = [self._prepared_pieces(path) for path in paths]
         pieces = sum(recordings, [])
         if len(pieces) < 8:
             raise DetectorError(f"recalibration needs at least 8 pieces of speech of 1 to 5 s, found {len(pieces)}; "
                                 "give about two minutes of real speech from the new source")
-        halves: list[list[tuple[str, Clip]]] = [[], []]
+        halves: list[list[tuple[str, np.ndarray, Clip]]] = [[], []]
         for recording in recordings:
             min(halves, key=len).extend(recording)
         if min(map(len, halves)) < len(pieces) / 3:
             halves = [pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :]]
         for fitting, half in zip((self.fit_scaling, self.fit_threshold), halves):
-            fitting([clip for _, clip in half], [name for name, _ in half])
+            fitting([piece[2] for piece in half], [piece[0] for piece in half])
+        if self.evidence:  # other sources were measured by another pyramid
+            further = [self.measure(piece[1], RATE_HZ) for piece in halves[1]]
+            self.evidence = self.evidence.joined_by("calibration", further, without="pyramid")
         return self
 
-    def _pieces(self, path: Path) -> list[tuple[str, Clip]]:
-        audio, length, pieces = read_audio(path, RATE_HZ)[0], round(self.settings.data.max_s * RATE_HZ), []
-        for start in range(0, len(audio) - RATE_HZ + 1, length):
-            try:
-                clip = apply_channel(audio[start : start + length], self.settings.channel)
-            except ValueError:
-                continue  # a silent piece teaches nothing
-            pieces.append((f"{path.name}@{start / RATE_HZ:g}s", clip))
+    def _prepared_pieces(self, path: Path | str) -> list[tuple[str, np.ndarray, Clip]]:
+        pieces = []
+        for name, audio in audio_pieces(path, self.settings.data.max_s):
+            with suppress(ValueError):  # a silent piece teaches nothing
+                pieces.append((name, audio, apply_channel(audio, self.settings.channel)))
         return pieces
 
     def _prepared(self, audio: np.ndarray, rate_hz: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -190,7 +190,7 @@ class Detector:
 
     def score_residuals(self, levels: list[Level]) -> float:
         """Anomaly of a clip from what `clip_residuals` gave."""
-        statistics = self.statistics_of(levels, *self.wanted())
+        statistics = clip_statistics(levels, self.scaling, *self.needs(), self.settings.scoring.bands)
         return float(self.anomaly_of({name: np.stack([value]) for name, value in statistics.items()})[0])
 
     def explanation(self, picture: torch.Tensor, levels: list[Level], active: np.ndarray, start_s: float = 0.0,
@@ -219,21 +219,16 @@ class Detector:
     def map_limits(self) -> tuple[float, float]:
         """The colour limits of every map of `map_kind`. Raises DetectorError for a detector that keeps none."""
         if self.scale is None:
-            raise DetectorError("this detector keeps no colour scale for its maps: calibrate it (python -m lib calibrate)")
+            raise DetectorError("this detector keeps no colour scale of its maps: run python -m lib calibrate")
         return self.scale
 
     def statistics(self, audio: np.ndarray, active: np.ndarray, kinds: Iterable[str] | None = None,
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
         """lib.model.maps.clip_statistics of a clip after the channel, of all kinds of scaling or some."""
-        kinds = self.kinds if kinds is None else kinds
-        return self.statistics_of(self.clip_residuals(audio, active)[1], kinds, combines)
-
-    def statistics_of(self, levels: list[Level], kinds: Iterable[str],
-                      combines: Iterable[str]) -> dict[str, np.ndarray | float]:
-        """The same from what `clip_residuals` gave."""
+        kinds, levels = self.kinds if kinds is None else kinds, self.clip_residuals(audio, active)[1]
         return clip_statistics(levels, self.scaling, kinds, combines, self.settings.scoring.bands)
 
-    def wanted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def needs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Kinds and combinations of `statistics` that this detector's own score needs."""
         scoring = self.settings.scoring
         return (scoring.scaling,), (scoring.combine,) if scoring.pooling in POOLINGS else ()
@@ -255,16 +250,14 @@ class Detector:
 
         They are passed over once, and again where the profile is one of scaled maps; a sequence that reads its clips
         when asked for keeps memory flat."""
-        kind, readers = self.settings.scoring.scaling, getattr(self.teacher, "readers", [])
-        extents = partial(neighbourhoods, self.teacher, self.settings)
-        wide = list(zip(*(extents(*size) for size in READ_EXTENTS))) if readers else []
-        self.scaling = scaling = Scaling(extents(LOCAL_S, LOCAL_HZ), readers, wide)
+        kind, bands = self.settings.scoring.scaling, self.settings.scoring.bands
+        self.scaling = scaling = Scaling.of(self.teacher, self.settings)
         profiles: list[np.ndarray] = []
 
         def measured(index: int) -> tuple[list, np.ndarray | None]:
             levels = self.clip_residuals(*clips[index])[1]
-            profile = self.statistics_of(levels, [kind], ())[f"profile/{kind}"] if kind in UNSCALED else None
-            return scaling.moments(levels), profile
+            statistics = clip_statistics(levels, scaling, [kind] if kind in UNSCALED else [], (), bands)
+            return scaling.moments(levels), statistics.get(f"profile/{kind}")
 
         def moments() -> Iterable[list]:  # those of a clip are larger than its profile, and are not kept
             for sums, profile in side_by_side(measured, range(len(clips))):

@@ -251,7 +251,7 @@ class Study:
     def scores(self, experiment: str, only: str = "") -> pd.DataFrame:
         """Clips of `test` with their anomaly (up = fake), score (up = bona fide) and conformal p-value."""
         detector, clips = self.detector(experiment), self.test(experiment, only)
-        anomaly = detector.anomaly_of(self.statistics(detector, clips, *detector.wanted()))
+        anomaly = detector.anomaly_of(self.statistics(detector, clips, *detector.needs()))
         return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
 
     def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "",
@@ -272,16 +272,16 @@ def _train(jobs: list[tuple[Settings, str, bool]]) -> None:
         study.student(experiment) if student else study.teacher(experiment)
 
 
-def train_side_by_side(wanted: Iterable[tuple[Study, str]]) -> None:
+def train_side_by_side(pairs: Iterable[tuple[Study, str]]) -> None:
     """Train the networks of (study, experiment) pairs side by side on the CPU, each on its own `run.training_threads`;
     later requests find them on disk. Two on a thread each take two thirds of the time they take in turn on both."""
-    wanted, jobs, taken = list(wanted), {}, set()
-    settings = wanted[0][0].settings
+    pairs, jobs, taken = list(pairs), {}, set()
+    settings = pairs[0][0].settings
     together = settings.run.threads // settings.run.training_threads
     if together < 2 or engine_of(settings).device.type != "cpu":
         return
     # The longest first, so that none is left to run alone at the end; a new teacher and its students one after another.
-    for study, experiment in sorted(wanted, key=lambda pair: -pair[0].steps(pair[1], student=False)):
+    for study, experiment in sorted(pairs, key=lambda pair: -pair[0].steps(pair[1], student=False)):
         group = None
         for student in (False, True):
             if study.untrained(experiment, student):

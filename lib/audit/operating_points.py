@@ -68,7 +68,7 @@ def calibration_frame(study: Study, detector: Detector, experiment: str) -> pd.D
     from lib.model.scaling import PROFILE_SCORES, Typicality
 
     threshold, scaling = study.part(experiment, "threshold"), study.part(experiment, detector.scaling_part)
-    test, scoring, options = study.test(experiment, only="test"), detector.settings.scoring, detector.wanted()
+    test, scoring, options = study.test(experiment, only="test"), detector.settings.scoring, detector.needs()
     of_threshold, of_test = (study.statistics(detector, part, *options) for part in (threshold, test))
 
     def framed(clips: pd.DataFrame, anomaly: np.ndarray, system: str) -> pd.DataFrame:
