@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -135,9 +136,11 @@ _INNER: list[float] = []
 @contextmanager
 def clocked(kind: str) -> Iterator[None]:
     """Count the block's seconds as `kind` of work for the report's table of times: one JSON line in the file that the
-    environment variable STUDY_TIMES names, without the seconds of clocks inside. Only the main thread is counted."""
+    environment variable STUDY_TIMES names, without the seconds of clocks inside. Only a notebook's main thread is
+    counted, not its workers."""
     file, began = os.environ.get("STUDY_TIMES"), time.perf_counter()
-    if not file or threading.current_thread() is not threading.main_thread():
+    worker = not multiprocessing.current_process().name.startswith(("MainProcess", "WarmKernel"))
+    if not file or worker or threading.current_thread() is not threading.main_thread():
         yield
         return
     _INNER.append(0.0)
