@@ -18,7 +18,6 @@ import scipy.fft
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import resample_poly
 from torch import nn
 from torch.nn import functional
 
@@ -66,6 +65,8 @@ def at_rate(audio: np.ndarray, rate_hz: int) -> np.ndarray:
     if rate_hz == RATE_HZ:
         return audio
     shared = math.gcd(rate_hz, RATE_HZ)
+    from scipy.signal import resample_poly  # half a second of imports
+
     return resample_poly(audio, RATE_HZ // shared, rate_hz // shared).astype(np.float32)
 
 
