@@ -29,6 +29,7 @@ from lib.model.discrepancy import discrepancy, matching_loss
 from lib.model.images import FLOOR, hop_samples, image, plane_count, transform_size
 from lib.model.pyramid import ResNetPyramid, folded, freeze, initialise
 from lib.paths import CLIPS, atomic
+from lib.report.exhibits import style
 from lib.settings import RATE_HZ, Channel, View
 
 PAIR_GFLOP = 3.664
@@ -51,9 +52,6 @@ def interleaved(makers: dict[str, Callable[[], object]], rounds: int = 9) -> dic
     return {name: np.array(values[2:]) for name, values in times.items()}
 
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-
 class Given(nn.Module):
     """A front end for images that are there already."""
 
@@ -69,8 +67,7 @@ def pair() -> tuple[nn.Module, nn.Module]:
 
 def product(kind: torch.dtype) -> tuple[float, Callable[[], object]]:
     """GFLOP of a matrix product in one precision, and what computes it: of several sizes, as convolutions of 1 x 1 and
-    3 x 3 (and in fp32 plainly, which is slow in bf16 where the processor has none), that of the highest rate, warm, at
-    the current number of threads."""
+    3 x 3 (and in fp32 plainly: slow in bf16 where the processor has none), that of the highest rate, warm."""
     works = {}
     for channels, side in ((512, 1), (1024, 1), (256, 3)):
         shapes = (1, channels, 32, 64), (channels, channels, side, side)
@@ -93,9 +90,8 @@ def anomalib(networks: tuple[nn.Module, nn.Module]) -> nn.Module | None:
     except ImportError:
         print("anomalib is not installed: pip install -e '.[bench]'", file=sys.stderr)
         return None
-    made = timm.create_model
+    made = timm.create_model  # its weights are replaced by ours, so none are fetched
     with mock.patch("timm.create_model", lambda *names, **options: made(*names, **options | {"pretrained": False})):
-        # Its weights are replaced by ours, so none are fetched.
         model = STFPMModel(layers=["layer1", "layer2", "layer3"], backbone="resnet18").eval()
     for own, theirs in zip(networks, (model.teacher_model, model.student_model)):
         keys = theirs.feature_extractor.load_state_dict(own.state_dict(), strict=False)
@@ -118,9 +114,7 @@ def agreement(quick: bool) -> list[dict]:
     gaps = {"folded against plain": max(float((a - b).abs().max()) for a, b in zip(plain, ours))}
     if rival is not None:
         grown = [functional.interpolate(level[:, None], x.shape[2:], mode="bilinear") for level in ours]
-        with torch.inference_mode():
-            result = rival(x)
-        theirs = result.anomaly_map if hasattr(result, "anomaly_map") else result["anomaly_map"]
+        theirs = torch.inference_mode()(rival)(x).anomaly_map
         gaps["folded against anomalib's map"] = float((torch.stack(grown).prod(0) - theirs).abs().max())
     return [{"variant": name, "largest difference": value} for name, value in gaps.items()]
 
@@ -181,15 +175,14 @@ def training(quick: bool) -> list[dict]:
     if rival is not None:
         from anomalib.models.image.stfpm.loss import STFPMLoss
 
-        loss = STFPMLoss()
-        makers["anomalib"] = lambda: updated(rival.train().student_model, loss(*rival(x)))
+        makers["anomalib"] = lambda: updated(rival.train().student_model, STFPMLoss()(*rival(x)))
     times = {name: np.median(values) for name, values in interleaved(makers, rounds=5).items()}
     return [{"threads": 2, "batch": 8, "variant": name, "ms each": 1000 * value / 8,
              "times as fast as plain": times["plain"] / value} for name, value in times.items()]
 
 
 def front_end(quick: bool) -> list[dict]:
-    """Audio to image on one thread, 5 s of noise: times real time, and how far the spectrogram is from librosa's."""
+    """Audio to image on one thread, 5 s of noise: times real time."""
     import librosa
 
     torch.set_num_threads(1)
@@ -204,13 +197,8 @@ def front_end(quick: bool) -> list[dict]:
     times = interleaved({"ours, log-magnitude": partial(image, audio, plain, channel),
                          f"ours, all {plane_count(view.planes)} planes": partial(image, audio, view, channel),
                          "librosa, log-magnitude": theirs}, rounds=25)
-    first = round(channel.low_hz * size / RATE_HZ)
-    gap = np.abs(image(audio, plain, channel)[0, 0].numpy() - theirs()[first : first + view.bins]).max()
-    return [{"threads": 1, "variant": name, "times real time": seconds / np.median(values),
-             "largest difference": gap if name == "ours, log-magnitude" else None} for name, values in times.items()]
-
-
-# --- as a user starts it, and how cost grows --------------------------------------------------------------------------
+    return [{"threads": 1, "variant": name, "times real time": seconds / np.median(values)}
+            for name, values in times.items()]
 
 
 def linked(folder: Path, seconds: float) -> float:
@@ -248,7 +236,7 @@ def command(quick: bool) -> list[dict]:
             with soundfile.SoundFile(target, "w", RATE_HZ, 1) as file:
                 for path in clips[: max(1, math.ceil(len(clips) * seconds / amount))]:
                     file.write(soundfile.read(path, dtype="float32")[0])
-        works = [("start to verdict on 10 s, first", 10, (short,)), ("start to verdict on 10 s", 10, (short,)),
+        works = [("start to verdict on 10 s", 10, (short,)),
                  (f"folder of {len(clips)} clips, one process", amount, ("--folder", many)),
                  (f"folder of {len(clips)} clips, two processes", amount, ("--folder", many, "--jobs", 2)),
                  (f"one recording of {minutes} min", 60 * minutes, (long,))]
@@ -278,10 +266,7 @@ PARTS = {"agreement": agreement, "inference": inference, "training": training, "
 
 
 def draw_cost(table: pd.DataFrame, target: Path | str) -> None:
-    """Draw peak memory and time against hours of audio (part `growth`) into `target` (.png or .svg). Raises ValueError
-    where that part is not in `table`."""
-    from lib.report.exhibits import style
-
+    """Draw peak memory and time against hours of audio (part `growth`) into `target`. Raises ValueError without it."""
     rows = table[table.what == "growth"]
     if rows.empty:
         raise ValueError("the figure shows the part growth, which did not run")
@@ -296,28 +281,20 @@ def draw_cost(table: pd.DataFrame, target: Path | str) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="ratios of speed, measured in one run")
     parser.add_argument("--only", action="append", metavar="PART", choices=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="fewer and smaller sizes")
-    parser.add_argument("--csv", metavar="FILE", help="write the table")
-    parser.add_argument("--figure", metavar="FILE", help="draw how cost grows (part growth)")
+    parser.add_argument("--figure", metavar="FILE", help="draw how cost grows (part growth) as .png or .svg")
     chosen = parser.parse_args(arguments)
-    if chosen.figure and chosen.only and "growth" not in chosen.only:
-        parser.error("--figure draws the part growth: add --only growth")
     tables = []
     for name in chosen.only or PARTS:
         table = pd.DataFrame([{"what": name} | row for row in PARTS[name](chosen.quick)])
         tables.append(table)
         print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format), flush=True)
-    whole = pd.concat(tables, ignore_index=True)
-    if chosen.csv:
-        with atomic(chosen.csv) as temporary:
-            whole.to_csv(temporary, index=False)
     if chosen.figure:
-        draw_cost(whole, chosen.figure)
-    return 0
+        draw_cost(pd.concat(tables), chosen.figure)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
