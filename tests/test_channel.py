@@ -158,7 +158,7 @@ def test_a_tone_after_a_pause_by_hand():
     assert numbers["duration_s"] == pytest.approx(1.2) and numbers["paused_share"] == pytest.approx(1 / 6)
     assert numbers["crest_db"] == pytest.approx(20 * np.log10(2**0.5), abs=0.01)
     assert numbers["level_db"] == pytest.approx(10 * np.log10(0.005 / 1.2), abs=0.01)
-    assert numbers["noise_floor_db"] == pytest.approx(-120 - 10 * np.log10(0.005), abs=0.01), "silence counts as -120 dB"
+    assert numbers["noise_floor_db"] == pytest.approx(-120 - 10 * np.log10(0.005), abs=0.01), "silence is -120 dB"
     assert 1000 < numbers["rolloff_hz"] < numbers["bandwidth_hz"] < 1500
     # 0.99 of the peak is passed for 0.0451 of a period of 16 samples each side: no two are neighbours.
     assert numbers["clipped_share"] == 0

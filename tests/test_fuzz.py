@@ -8,19 +8,24 @@ import json
 import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lib.__main__ import parser
+from lib.cli import COMMANDS
 from lib.data.audio import AudioError, iter_audio, read_audio
 from lib.detector import Detector
 from lib.model.checkpoints import DetectorError
-from lib.paths import file_digest
+from lib.paths import UsageError, file_digest
 from lib.recordings.judging import UNKNOWN, judged
 from lib.settings import SettingsError, load_settings
+from tests.conftest import encoded
 
 fuzzed = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "40")), deadline=None,
                   derandomize="FUZZ_EXAMPLES" not in os.environ,
@@ -30,11 +35,12 @@ damage = st.lists(st.one_of(
     st.tuples(st.just("header"), st.integers(0, 80), st.integers(0, 255)),
     st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
     st.tuples(st.just("insert"), st.floats(0, 1), st.integers(1, 64)),
+    st.tuples(st.just("flip"), st.floats(0, 1), st.integers(0, 7)),
 ), min_size=1, max_size=4)
 
 
 def damaged(content, changes):
-    """`content` after byte changes: anywhere, near the beginning, cut short, or with bytes put in."""
+    """`content` after byte changes: anywhere, near the beginning, one bit, cut short, or with bytes put in."""
     content = bytearray(content)
     for kind, place, value in changes:
         at = place if kind == "header" else int(place * len(content))
@@ -43,16 +49,26 @@ def damaged(content, changes):
         elif kind == "insert":
             content[at:at] = bytes(range(value))
         elif at < len(content):
-            content[at] = value
+            content[at] = content[at] ^ 1 << value if kind == "flip" else value
     return bytes(content)
 
 
+SNDFILE = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")]
+FFMPEG = {"m4a": ("aac", 44_100), "mp3": ("libmp3lame", 16_000), "webm": ("libopus", 48_000),
+          "mka": ("libopus", 48_000), "mov": ("alac", 16_000), "wma": ("wmav2", 16_000), "aiff": ("pcm_s16be", 16_000),
+          "amr": ("libopencore_amrnb", 8_000)}
+
+
 @pytest.fixture(scope="module")
-def sounds(voice):
-    made = {}
-    for form, subtype in (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")):
+def sounds(voice, tmp_path_factory):
+    made, folder = {}, tmp_path_factory.mktemp("sounds")
+    for form, subtype in SNDFILE:
         soundfile.write(buffer := io.BytesIO(), voice(0.6, 1), 16_000, format=form, subtype=subtype)
         made[f"{form} {subtype}"] = buffer.getvalue()
+    for suffix, (codec, rate_hz) in FFMPEG.items():
+        audio = soxr.resample(voice(0.8, 1), 16_000, rate_hz)
+        made[suffix] = encoded(folder / f"clip.{suffix}", codec, audio, rate_hz).read_bytes()
+    made["chained"] = 2 * made["OGG OPUS"]
     return made
 
 
@@ -68,15 +84,17 @@ def read_or_refused(path):
 
 
 @fuzzed
-@given(st.sampled_from(["WAV PCM_16", "WAV FLOAT", "FLAC PCM_16", "OGG VORBIS"]), damage)
+@given(st.sampled_from([*map(" ".join, SNDFILE), *FFMPEG, "chained"]), damage)
 def test_damaged_recordings(sounds, tmp_path, name, changes):
     (tmp_path / "clip.wav").write_bytes(damaged(sounds[name], changes))
     read_or_refused(tmp_path / "clip.wav")
 
 
 @fuzzed
-@given(st.binary(max_size=300),
-       st.sampled_from([b"", b"RIFF\x00\x01\x00\x00WAVEfmt ", b"fLaC\x00", b"OggS\x00\x02", b"ID3\x03"]))
+@given(st.binary(max_size=300), st.sampled_from([
+    b"", b"RIFF\x00\x01\x00\x00WAVEfmt ", b"fLaC\x00", b"OggS\x00\x02", b"ID3\x03", b"\xff\xfb\x90",
+    b"\x00\x00\x00\x18ftypM4A ", b"\x1aE\xdf\xa3", b"#!AMR\n", b"FORM\x00\x00\x01\x00AIFF", b"0&\xb2u\x8ef\xcf\x11",
+    b"caff\x00\x01", b".snd", b"TTA1"]))
 def test_random_bytes(tmp_path, content, magic):
     (tmp_path / "clip.wav").write_bytes(magic + content)
     read_or_refused(tmp_path / "clip.wav")
@@ -149,3 +167,24 @@ def test_any_text_as_options(text):
         load_settings("smoke", 0, text)
     except SettingsError as error:
         assert str(error)
+
+
+WORDS = ["score", "report", "calibrate", "evaluate", "data", "study", "train", "verify", "--json", "--csv", "--html", "--out",
+         "--folder", "--alpha", "--jobs", "--channel", "--manifest", "--root", "--form", "--detector", "--set", "--preset",
+         "--only", "--from", "--plan", "--force", "--list", "--part", "--name", "a.wav", "o.json", ".", "..", "", "0", "-1",
+         "0.1", "seed=1", "seed=1,seed=2", "-voice.wav", "--help", "ü", "a\nb", "\udcff", "/proc/x", "data.train=vctk:/none"]
+
+
+@fuzzed
+@given(st.lists(st.sampled_from(WORDS) | st.text(max_size=9), max_size=9))
+def test_any_words_as_a_command(words):
+    """Arguments are understood or refused in one line; nothing is written to find out."""
+    before = set(Path().iterdir())
+    try:
+        chosen = parser().checked(words)
+        assert chosen.command in COMMANDS
+    except UsageError as error:
+        assert str(error)
+    except SystemExit as end:
+        assert end.code == 0 and "--help" in words or "-h" in words
+    assert set(Path().iterdir()) == before

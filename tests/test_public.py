@@ -113,7 +113,7 @@ def test_duplicate_ids_and_bad_protocol_lines(tmp_path):
 
 def test_asvspoof2019_other_tracks_are_named(tmp_path):
     text(tmp_path / "PA/ASVspoof2019_PA_cm_protocols/ASVspoof2019.PA.cm.train.trn.txt", "PA_0079 PA_T_1 aaa - bonafide")
-    with pytest.raises(DatasetError, match="expected ASVspoof2019_LA_cm_protocols.*found .*'ASVspoof2019_PA_cm_protocols'|found .'PA'"):
+    with pytest.raises(DatasetError, match="expected ASVspoof2019_LA_cm_protocols.*found .'PA'"):
         load_dataset("asvspoof2019_la", tmp_path)
 
 

@@ -29,7 +29,7 @@ def speech(path, seed, rate_hz=16_000):
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    """Small trees: LibriSpeech without validation, ASVspoof 2019 LA's evaluation, LJSpeech and copies of it by two vocoders."""
+    """Small trees: LibriSpeech without validation, ASVspoof 2019 LA evaluation, LJSpeech, copies by two vocoders."""
     home = tmp_path_factory.mktemp("corpora")
     for speaker in range(100, 110):
         folder = home / "LibriSpeech" / "train-clean-100" / str(speaker) / "1"
@@ -54,10 +54,12 @@ def corpora(tmp_path_factory):
 
 
 def options(home, **changes):
-    given = {"train": "librispeech:{}/LibriSpeech", "test": "asvspoof2019la:{}/LA", "single": "lj_speech:{}/LJ+wavefake:{}/WaveFake"}
-    return Data(**{name: tuple(filter(None, text.replace("{}", str(home)).split("+"))) for name, text in (given | changes).items()},
-                single_train=8, single_validation=6, single_test=4, multi_train_per_speaker=2, multi_validation_per_speaker=2,
-                multi_test_per_speaker=2, development=2, fakes_per_generator=3, generators=("control_resample",))
+    parts = {"train": "librispeech:{}/LibriSpeech", "test": "asvspoof2019la:{}/LA",
+             "single": "lj_speech:{}/LJ+wavefake:{}/WaveFake"} | changes
+    roles = {name: tuple(filter(None, text.replace("{}", str(home)).split("+"))) for name, text in parts.items()}
+    return Data(**roles, single_train=8, single_validation=6, single_test=4, multi_train_per_speaker=2,
+                multi_validation_per_speaker=2, multi_test_per_speaker=2, development=2, fakes_per_generator=3,
+                generators=("control_resample",))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,8 @@ def test_the_clip_table_of_three_corpora(table):
     assert len(voices["train"]) == 8  # three of four are dealt to training, the rest to validation
     assert len(voices["train"]) + len(voices["validation"]) == 10 and not voices["train"] & voices["validation"]
     assert voices["test"] == {"ljspeech-LJ", *(f"asvspoof2019_la-LA_{number:04d}" for number in (10, 11, 12))}
-    assert set(real.corpus) == {"librispeech", "asvspoof2019_la", "ljspeech"} and not table.clip_id.str.contains(" ").any()
+    assert set(real.corpus) == {"librispeech", "asvspoof2019_la", "ljspeech"}
+    assert not table.clip_id.str.contains(" ").any()
 
 
 def test_fakes_of_corpora_are_test_clips_and_copies_follow_their_parents(table):
@@ -94,7 +97,8 @@ def test_fakes_of_corpora_are_test_clips_and_copies_follow_their_parents(table):
 
 def test_corpora_with_splits_give_their_own_and_others_are_named(corpora):
     sources, voice, _ = cast_of(options(corpora, single=""))
-    assert voice.startswith("asvspoof2019_la-LA_") and {source.split for source in sources} == {"train", "validation", "test"}
+    assert voice.startswith("asvspoof2019_la-LA_")
+    assert {source.split for source in sources} == {"train", "validation", "test"}
     with pytest.raises(DatasetError, match=r"no split 'validation', only \['train'\]"):
         cast_of(options(corpora, validation="librispeech@validation:{}/LibriSpeech"))
 
@@ -152,11 +156,12 @@ def test_roles_are_written_in_options():
 
 
 def test_a_voice_with_fewer_clips_than_wanted_keeps_the_proportions():
-    assert single_budget(Data(single_train=60, single_validation=20, single_test=20), 50) == {"train": 30, "validation": 10, "test": 10}
-    assert single_budget(Data(single_train=6, single_validation=2, single_test=2), 50) == {"train": 6, "validation": 2, "test": 2}
+    data = Data(single_train=60, single_validation=20, single_test=20)
+    assert single_budget(data, 50) == {"train": 30, "validation": 10, "test": 10}
+    assert single_budget(data, 500) == {"train": 60, "validation": 20, "test": 20}
 
 
-# --- killed preparation -----------------------------------------------------------------------------------------------------
+# --- killed preparation -----------------------------------------------------------------------------------------------
 
 CHILD = """
 import sys, pathlib
@@ -171,7 +176,8 @@ if __name__ == "__main__":  # workers import this file
 
 def started(script, corpora, home):
     command = [sys.executable, script, corpora, home / "table.parquet"]
-    return subprocess.Popen(command, env={**os.environ, "STUDY_ROOT": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)})
+    places = {"STUDY_ROOT": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(command, env={**os.environ, **places})
 
 
 def working(home):
@@ -190,7 +196,7 @@ def working(home):
 def test_killed_preparation_goes_on_equals_the_uninterrupted_one_and_leaves_nothing(corpora, table, tmp_path):
     script, home, random = tmp_path / "prepare.py", tmp_path / "home", np.random.default_rng()
     script.write_text(CHILD)
-    for folder in ("bonafide", "control_resample"):  # once among the real clips, once while workers make synthetic ones
+    for folder in ("bonafide", "control_resample"):  # once among the real clips, once while workers make others
         child = started(script, corpora, home)
         while child.poll() is None and not [*(home / "data/clips" / folder).glob("*.flac")]:
             time.sleep(0.005)
