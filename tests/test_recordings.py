@@ -5,6 +5,7 @@ import json
 import os
 import re
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,8 @@ def part(start_s=0.0, anomaly=0.5, **changes):
 
 def verdict(*parts, alpha=0.05, calibration=CALIBRATION, **changes):
     report = dataclasses.replace(AudioReport("a", 5.0 * len(parts), RATE_HZ, 1, 0.5, (), 8000.0, 0.1), **changes)
-    return verdict_on("a", report, list(parts), {}, 0.5, calibration, Limits(), alpha)
+    detector = SimpleNamespace(evidence=None, calibration=calibration)
+    return verdict_on("a", report, list(parts), {}, 0.5, detector, Limits(), alpha, {})
 
 
 def test_conformal_p_values_by_hand():
@@ -305,8 +307,8 @@ def test_the_json_form_is_stable(tiny_detector, clip, tmp_path):
     assert (sheet["schema"], sheet["complete"]) == (2, False)
     assert sheet["left_out"] == [{"path": "a.txt", "reason": "no sound"}]
     assert list(sheet["files"][0]) == list(sheet["files"][1]) == [
-        "path", "verdict", "why", "p_value", "evidence", "seconds", "speech_s", "bandwidth_hz", "crest_db", "range_db",
-        "decoder", "warnings", "regions", "parts"]
+        "path", "verdict", "why", "says", "anomaly", "p_value", "evidence", "lines", "seconds", "speech_s", "bandwidth_hz",
+        "crest_db", "range_db", "decoder", "warnings", "regions", "parts"]
     assert list(sheet["files"][0]["parts"][0]) == [
         "start_s", "seconds", "speech_s", "level_db", "anomaly", "p_value", "crest_db", "range_db"]
     assert sheet["files"][0]["evidence"] == {
@@ -413,7 +415,7 @@ def test_a_detector_without_a_colour_scale_judges_and_draws_no_map(tiny_detector
     del sheet["map"]
     path.write_text(json.dumps(sheet))
     assert judged(Detector.load(path.parent), clip).verdict == REAL
-    with pytest.raises(DetectorError, match="no colour scale.*calibrate it"):
+    with pytest.raises(DetectorError, match="no colour scale.*calibrate"):
         explained(Detector.load(path.parent), soundfile.read(clip, dtype="float32")[0])
 
 
@@ -507,8 +509,7 @@ def test_calibration_names_a_recording_unlike_the_others(saved_detector, speech,
 
     def marked(detector, path, *rest):
         recording = judged(detector, path, *rest)
-        odd = {"pyramid": dataclasses.replace(recording.evidence["pyramid"], anomaly=9.0)}
-        return dataclasses.replace(recording, evidence=odd) if path == speech[3] else recording
+        return dataclasses.replace(recording, anomaly=9.0) if path == speech[3] else recording
 
     monkeypatch.setattr("lib.recordings.corpus.judged", marked)
     (name, text), = calibrate(speech, tmp_path / "own", saved_detector).notes

@@ -89,6 +89,14 @@ class Evidence:
         alone = np.where(np.isnan(values), 1.0, counts / (1 + np.sum(~np.isnan(like), axis=0)))
         return dict(zip(self.names, alone.tolist()))
 
+    def joined_by(self, source: str, measured: Sequence[Measured], without: str) -> Evidence:
+        """The same with further real recordings; the statistic `without` is forgotten of those that were there."""
+        values = self.values.copy()
+        values[:, self.names.index(without)] = np.nan
+        return Evidence(self.student, np.concatenate([values, [each.values for each in measured]]),
+                        np.concatenate([self.seconds, [each.seconds for each in measured]]),
+                        [*self.sources, *[source] * len(measured)], dict(zip(self.names, self.weights)))
+
     def without(self, source: str) -> Evidence:
         """The same from all sources but one."""
         others = self.sources != source

@@ -18,6 +18,7 @@ import torch
 from lib.data.channel import Passage, pass_channel
 from lib.detector import Detector
 from lib.model.checkpoints import DetectorError
+from lib.model.evidence import WEIGHTS
 from lib.model.images import image
 from lib.model.maps import Explanation
 from lib.paths import atomic, file_digest, shown, write_json
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lib.recordings.judging import Part, Piece, Recording
 
 SCHEMA = 2
-EVIDENCE = ("pyramid",)  # every kind of evidence, in the order of tables
+EVIDENCE = tuple(WEIGHTS)  # every kind of evidence, in the order of tables
 BANDS = 6  # frequency bands in which a map is told
 EDGE_S = 0.12  # at both ends of a map the networks see padding
 PAUSE_DB = 35.0  # pieces this far below the loudest one are pauses
@@ -139,6 +140,19 @@ def regions(explanation: Explanation, limit: float) -> tuple[Region, ...]:
             region = Region(start_s, seconds, float(hertz[0]), float(hertz[-1]), float(inside.mean()))
             weighed.append((float((inside - limit).sum()), region))
     return tuple(region for _, region in sorted(weighed, key=lambda pair: -pair[0])[:MOST_REGIONS])
+
+
+def spoken(recording: Recording, alpha: float) -> str:
+    """Which evidence speaks against a recording: all with a p-value of at most alpha, else the strongest."""
+    ranked = sorted(recording.evidence, key=lambda name: recording.evidence[name].p_value)
+    names = [name for name in ranked if recording.evidence[name].p_value <= alpha] or ranked[:1]
+    texts = {"lines": recording.lines.sentence() if recording.lines else "", "texture": "too smooth above 4 kHz",
+             "sameness": "its texture varies too little", "pyramid": "damage"}
+    if recording.regions:
+        place = recording.regions[0]
+        texts["pyramid"] = (f"damage at {place.start_s:.1f}-{place.start_s + place.seconds:.1f} s, "
+                            f"{place.low_hz / 1000:.1f}-{place.high_hz / 1000:.1f} kHz")
+    return "; ".join(texts[name] for name in names)
 
 
 def where(stretch: Stretch) -> list[str]:

@@ -18,24 +18,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import soxr
 
-from lib.data.audio import AudioError, AudioReport, iter_audio
+from lib.data.audio import AudioError, AudioReport, header, iter_audio
 from lib.data.channel import FRAME, Passage, frame_levels, pass_channel
 from lib.detector import Detector
 from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError
+from lib.model.evidence import LIKE_LENGTH, Measured
+from lib.model.lines import Lines
 from lib.model.maps import Explanation
 from lib.paths import SHIPPED, file_digest, shown
-from lib.recordings.explaining import PAUSE_DB, Region, regions
+from lib.recordings.explaining import PAUSE_DB, Region, regions, spoken
 from lib.settings import RATE_HZ, checked_alpha
 
 REAL, FAKE, UNKNOWN = "consistent with real speech", "anomalous", "cannot say"
 LEAST_SPEECH_S, MOST_CLIPPED = 1.0, 0.01
+MOST_HZ = 48_000
+"""Highest rate at which a recording is looked at; lines are looked for up to 11.7 kHz."""
+PIECE_S = 8.0
+"""Pieces for a detector with lines and texture: as long as the longest of its calibration recordings."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Part:
 class Evidence:
     """What one kind of evidence says of a whole recording."""
 
-    anomaly: float  # up = fake
+    anomaly: float | None  # up = fake; None where there was nothing to measure
     p_value: float  # share of calibration speech at least as anomalous
 
 
@@ -120,8 +128,11 @@ class Recording:
     path: str
     verdict: str  # REAL, FAKE or UNKNOWN
     why: str = ""  # of UNKNOWN
+    says: str = ""  # of FAKE: which evidence spoke
+    anomaly: float | None = None  # of all evidence together; up = fake
     p_value: float | None = None  # of all evidence together
     evidence: dict[str, Evidence] = field(default_factory=dict)  # by its kind, of EVIDENCE
+    lines: Lines | None = None  # the strongest constant lines
     seconds: float | None = None
     speech_s: float | None = None
     bandwidth_hz: float | None = None
@@ -134,17 +145,13 @@ class Recording:
 
     @property
     def words(self) -> str:
-        return f"{UNKNOWN}: {self.why}" if self.verdict == UNKNOWN else self.verdict
+        reason = self.why or self.says
+        return f"{self.verdict}: {reason}" if reason else self.verdict
 
     @property
     def line(self) -> str:
         numbers = f"  p {self.p_value:.3f}  anomaly {self.anomaly:.2f}  {self.seconds:.1f} s" if self.evidence else ""
         return f"{self.path}: {self.words}{numbers}"
-
-    @property
-    def anomaly(self) -> float | None:
-        """Of the pyramid; up = fake."""
-        return self.evidence["pyramid"].anomaly if "pyramid" in self.evidence else None
 
 
 @dataclass(frozen=True)
@@ -152,14 +159,17 @@ class Piece:
     """A piece of a recording on its way through the detector."""
 
     start_s: float
-    audio: np.ndarray  # (samples,) as read
+    audio: np.ndarray  # (samples,) as read, at 16 kHz
     passage: Passage
     explanation: Explanation | None = None  # where it was asked for
+    measured: Measured | None = None  # of a detector with all evidence, at the recording's own rate
 
 
-def pieces(path: Path | str, piece_s: float, channel: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """(start_s, samples) of each `piece_s`; a last one below half of it joins the one before. Returns AudioReport."""
-    waiting, stream = None, iter_audio(path, RATE_HZ, piece_s, channel=channel)
+def pieces(path: Path | str, piece_s: float, channel: int | None = None,
+           rate_hz: int = RATE_HZ) -> Iterator[tuple[float, np.ndarray]]:
+    """(start_s, samples at `rate_hz`) of each `piece_s`; a last one below half of it joins the one before. Returns
+    AudioReport."""
+    waiting, stream = None, iter_audio(path, rate_hz, piece_s, channel=channel)
     while True:
         try:
             start_s, audio = next(stream)
@@ -167,7 +177,7 @@ def pieces(path: Path | str, piece_s: float, channel: int | None = None) -> Iter
             if waiting:
                 yield waiting
             return end.value
-        if waiting and len(audio) < 0.5 * piece_s * RATE_HZ:
+        if waiting and len(audio) < 0.5 * piece_s * rate_hz:
             waiting = waiting[0], np.concatenate([waiting[1], audio])
             continue
         if waiting:
@@ -182,10 +192,13 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
     `visit` is called with each scored piece and its map; they are not kept. Raises SettingsError for a wrong alpha.
     """
     alpha, path, settings = checked_alpha(alpha), Path(str(path)), detector.settings
-    parts, places, most_s, stream = [], {}, 0.0, pieces(path, settings.data.max_s, channel)
+    parts, places, most_s, measured = [], {}, 0.0, {}
     try:
+        rate_hz = min(max(header(path)[1], RATE_HZ), MOST_HZ) if detector.evidence else RATE_HZ
+        stream = pieces(path, PIECE_S if detector.evidence else settings.data.max_s, channel, rate_hz)
         while True:
-            start_s, audio = next(stream)
+            start_s, own = next(stream)
+            audio = own if rate_hz == RATE_HZ else soxr.resample(own, rate_hz, RATE_HZ, quality="HQ")
             try:
                 passage = pass_channel(audio, settings.channel)
             except ValueError:
@@ -196,6 +209,9 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
                 continue
             part, piece = _scored(detector, start_s, audio, passage, visit is not None)
             parts.append(part)
+            if detector.evidence:
+                measured[part] = detector.measure(own, rate_hz, part.anomaly)
+                piece = dataclasses.replace(piece, measured=measured[part])
             if part.p_value <= alpha and detector.scale:
                 places[part] = regions(piece.explanation or _explanation(detector, piece), detector.map_limits[1])
             if visit:
@@ -204,7 +220,7 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
         report = end.value
     except AudioError as error:
         return Recording(shown(path), UNKNOWN, shown(str(error).removeprefix(f"{str(path)!r}: ")))
-    return verdict_on(shown(path), report, parts, places, most_s, detector.calibration, limits or Limits(), alpha)
+    return verdict_on(shown(path), report, parts, places, most_s, detector, limits or Limits(), alpha, measured)
 
 
 def _explanation(detector: Detector, piece: Piece) -> Explanation:
@@ -227,15 +243,29 @@ def _scored(detector: Detector, start_s: float, audio: np.ndarray, passage: Pass
     return part, piece
 
 
-def joined(p_values: Iterable[float]) -> float:
-    """One p-value of several that may depend on one another (Bonferroni)."""
-    values = list(p_values)
-    return min(1.0, len(values) * min(values))
+def weighed(detector: Detector, parts: tuple[Part, ...], measured: dict[Part, Measured]) -> dict[str, object]:
+    """Fields of `Recording` that its parts give together: each kind of evidence, anomaly, p-value and lines.
+
+    Statistics are means over the pieces, compared with real recordings as long as one piece, which vary more: true to
+    alpha or on the safe side. Without lines and texture, the median anomaly of the pieces against the calibration.
+    """
+    if not detector.evidence:
+        anomaly = float(np.median([part.anomaly for part in parts]))
+        p_value = conformal(detector.calibration, anomaly)
+        return {"anomaly": anomaly, "p_value": p_value, "evidence": {"pyramid": Evidence(anomaly, p_value)}}
+    pieces, joint = [measured[part] for part in parts], detector.evidence
+    values = pd.DataFrame([piece.values for piece in pieces]).mean().to_numpy()  # of those that could be measured
+    seconds = float(np.mean([piece.seconds for piece in pieces]))
+    alone = joint.p_values(values, seconds)
+    return {"anomaly": joint.joint(values, seconds), "p_value": joint.p_value(values, seconds),
+            "evidence": {name: Evidence(None if np.isnan(value) else float(value), alone[name])
+                         for name, value in zip(joint.names, values)},
+            "lines": max((piece.lines for piece in pieces), key=lambda lines: lines.strength)}
 
 
 def verdict_on(path: str, report: AudioReport, parts: list[Part], places: dict[Part, tuple[Region, ...]], most_s: float,
-               calibration: np.ndarray, limits: Limits, alpha: float) -> Recording:
-    """The verdict on a recording whose pieces were scored, against the sorted anomalies of real calibration speech.
+               detector: Detector, limits: Limits, alpha: float, measured: dict[Part, Measured]) -> Recording:
+    """The verdict on a recording whose pieces were scored and `measured`, against real calibration speech.
 
     `places` are the regions of the maps of its parts, `most_s` is the speech in the piece that holds most of it.
     """
@@ -250,9 +280,8 @@ def verdict_on(path: str, report: AudioReport, parts: list[Part], places: dict[P
         least, most = f"{LEAST_SPEECH_S:.2f} s", f"{math.floor(100 * min(most_s, sound_s)) / 100:.2f} s"
         return Recording(path, UNKNOWN, f"too little speech: {least} at a stretch is needed, found {most}", **facts)
     middle = {name: float(np.median([getattr(part, name) for part in parts])) for name in ("crest_db", "range_db")}
-    anomaly, clips = float(np.median([part.anomaly for part in parts])), len(calibration)
-    evidence = {"pyramid": Evidence(anomaly, conformal(calibration, anomaly))}
-    p_value = joined(each.p_value for each in evidence.values())
+    facts |= weighed(detector, parts, measured)
+    clips = min(LIKE_LENGTH, len(detector.evidence.seconds)) if detector.evidence else len(detector.calibration)
     flagged = [part for part in parts if part.p_value <= alpha]
     if len(parts) > 1 and flagged:
         worst, chance = max(flagged, key=lambda part: part.anomaly), alpha * len(parts)
@@ -261,8 +290,9 @@ def verdict_on(path: str, report: AudioReport, parts: list[Part], places: dict[P
     why = limits.reason(Limits(report.effective_bandwidth_hz, **middle))
     if report.clipped_ratio > MOST_CLIPPED:
         why = f"clipped: {report.clipped_ratio:.1%} of the samples are flat at full scale"
-    if not why and len(evidence) / (clips + 1) > alpha:
+    if not why and 1 / (clips + 1) > alpha:
         why = (f"the detector was calibrated on {clips} clips, which cannot support alpha {alpha:g}; calibrate on "
-               f"{math.ceil(len(evidence) / alpha - 1)} or more, or raise alpha")
-    verdict = UNKNOWN if why else FAKE if p_value <= alpha else REAL
-    return Recording(path, verdict, why, p_value, evidence, **middle, **facts)
+               f"{math.ceil(1 / alpha - 1)} or more, or raise alpha")
+    verdict = UNKNOWN if why else FAKE if facts["p_value"] <= alpha else REAL
+    recording = Recording(path, verdict, why, **middle, **facts)
+    return dataclasses.replace(recording, says=spoken(recording, alpha)) if verdict == FAKE else recording
