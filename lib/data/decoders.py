@@ -282,7 +282,7 @@ def _ogg(path: Path, file: io.BufferedReader) -> Source:
         notes.append("no end mark: some encoders omit it, so a cut may not be seen")
     # libsndfile knows two codecs in Ogg, one stream at a time, and stumbles over Opus without an end mark.
     known = all(begin.startswith((b"\1vorbis", b"OpusHead")) for _, begin in links) and len(numbers) == len(links)
-    if not known or unended and len(links) == 1:
+    if not known or unended and len(links) == 1 and links[0][1] == b"OpusHead":
         return through_ffmpeg(path, tuple(notes))
     sources = [through_soundfile(path, part, tuple(notes)) for part in parts]
     if len(sources) == 1:
