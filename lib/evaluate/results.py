@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import t
 
 from lib.data import scorefiles
-from lib.data.scorefiles import LABELS, OURS, ScoreFileError, clusters, parts_of, read_labelled
+from lib.data.scorefiles import LABELS, ScoreFileError, clusters, parts_of, read_labelled
 from lib.evaluate import metrics
 from lib.evaluate.metrics import Interval
 from lib.paths import atomic
@@ -164,11 +164,11 @@ def per_voice(frame: pd.DataFrame, experiment: str = "multi") -> pd.DataFrame:
     return table.rename_axis("voice").reset_index()
 
 
-def paired_table(frame: pd.DataFrame, ours: str = OURS) -> pd.DataFrame:
-    """Ours minus each other system on the same clips, mean over generators and seeds: the difference of AUC with an
-    interval over clusters; with several voices also the mean difference within voices, how many voices agree with its
-    sign, and p by exact sign flips. `p (Holm)` corrects those, and with one voice the t tests over sentences."""
-    rows = []
+def paired_table(frame: pd.DataFrame, ours: str = "") -> pd.DataFrame:
+    """Ours (default: of the kind "ours") minus each other system on the same clips, mean over generators and seeds: the
+    difference of AUC with an interval over clusters; with several voices also the mean difference within voices, how
+    many agree with its sign, and p by sign flips. `p (Holm)` corrects those, with one voice t tests over sentences."""
+    rows, ours = [], ours or frame.system[frame.kind == "ours"].iloc[0]
     for experiment, group in frame[frame.split == "test"].groupby("experiment", sort=False):
         for fakes, role in (("all copies", "copysynth"), ("all speech synthesis", "tts")):
             part = group[group.role.isin(["bonafide", role])]
@@ -215,14 +215,14 @@ def pooling(frame: pd.DataFrame) -> pd.DataFrame:
 
 TABLES: dict[str, tuple[str, Callable[[pd.DataFrame, int], pd.DataFrame]]] = {
     "30_per_generator": ("30_scores", lambda frame, resamples: pd.concat(
-        [per_generator(frame[frame.system == OURS], name, resamples) for name in frame.experiment.unique()])),
-    "30_summary": ("30_scores", lambda frame, resamples: summary(frame[frame.system == OURS], resamples)),
+        [per_generator(frame[frame.kind == "ours"], name, resamples) for name in frame.experiment.unique()])),
+    "30_summary": ("30_scores", lambda frame, resamples: summary(frame[frame.kind == "ours"], resamples)),
     "30_baselines": ("30_scores", lambda frame, _: summary(frame)),
-    "30_per_voice": ("30_scores", lambda frame, _: per_voice(frame[frame.system == OURS])),
+    "30_per_voice": ("30_scores", lambda frame, _: per_voice(frame[frame.kind == "ours"])),
     "32_pooling": ("32_scores", lambda frame, _: pooling(frame)),
     "33_seeds": ("30_scores", lambda frame, _: pd.concat(
-        [summary(part).assign(seed=seed) for seed, part in frame[frame.system == OURS].groupby("seed")])),
-    "33_ensemble": ("30_scores", lambda frame, _: summary(frame[frame.system == OURS].groupby(
+        [summary(part).assign(seed=seed) for seed, part in frame[frame.kind == "ours"].groupby("seed")])),
+    "33_ensemble": ("30_scores", lambda frame, _: summary(frame[frame.kind == "ours"].groupby(
         [name for name in frame if name not in ("seed", "anomaly")]).anomaly.mean().reset_index().assign(seed=-1))),
     "33_paired": ("30_scores", lambda frame, _: paired_table(frame)),
 }
