@@ -219,7 +219,7 @@ def calibrate(chosen: argparse.Namespace) -> int:
     folders = [name for name in chosen.speech if Path(name).is_dir()]
     paths, left_out = corpus.listed([name for name in chosen.speech if name not in folders], folders, there=True)
     result = corpus.calibrate(paths, chosen.out, chosen.detector, chosen.name)
-    _tell("left out", left_out + result.left_out)
+    _tell("left out", result.left_out + left_out)
     names, whose = result.names, f" of {chosen.name}" if chosen.name else ""
     print(f"{chosen.out}: calibrated on {names['recordings']} recordings, {names['speech_s'] / 60:.1f} min of speech"
           f"{whose}, {names['calibration_clips']} pieces for p-values, so for alpha {names['smallest_alpha']:.3f} or "

@@ -1,8 +1,7 @@
 """Owns work on many recordings: the files of a folder, several processes, a manifest in blocks, calibration.
 
-Beside the score file OUT of a manifest lies OUT.parts while it is in the making: plan.json (what is scored with what)
-and a JSON file for every finished block. A rerun with any number of processes does the blocks that are missing. When
-every clip of the manifest is there once and no other, OUT is written and OUT.parts removed.
+While the score file OUT of a manifest is in the making, OUT.parts holds plan.json (what is scored with what) and a JSON
+file for every finished block. A rerun with any number of processes does the blocks that are missing.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from lib.data.audio import read_audio
 from lib.data.channel import FRAME
 from lib.data.scorefiles import ScoreFileError, write_scores
 from lib.engine import Engine, in_processes
+from lib.model.checkpoints import DetectorError
 from lib.paths import atomic, clear_stale, digest_of, shown, write_json
 from lib.recordings.judging import REASONS, Limits, Recording, judged, load_detector
 from lib.settings import RATE_HZ
@@ -35,7 +35,7 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".
 STARTS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b"#!AMR", b"\x1aE\xdf\xa3", b"0&\xb2u",
           b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9")
 """How files of sound and film begin, whatever their names: WAV, FLAC, Ogg, MP3, AIFF, CAF, AMR, WebM, WMA, AU, AAC."""
-LeftOut = tuple[str, str]  # a file and why it was left out
+LeftOut = tuple[str, str]  # a file or folder and why it was left out
 
 
 def recordings_below(folder: Path | str) -> tuple[list[Path], list[LeftOut]]:
@@ -83,7 +83,9 @@ def listed(files: Iterable[Path | str], folders: Iterable[Path | str] = (),
     paths, left_out, places = list(files), [], {}
     if there and (absent := [path for path in paths if not os.path.exists(path)]):
         raise ValueError(f"{shown(absent[0])}: expected a file or folder of recordings, found nothing there")
-    for folder in folders:
+    once = {os.path.realpath(folder): folder for folder in folders}
+    left_out += [(str(folder), "named twice") for folder in folders if folder is not once[os.path.realpath(folder)]]
+    for folder in once.values():
         below, others = recordings_below(folder)
         paths, left_out = paths + below, left_out + others
     for path in paths:
@@ -120,9 +122,6 @@ def _judged_here(path: Path | str) -> Recording:
     return judged(path=path, **_here)
 
 
-# --- a manifest, in blocks --------------------------------------------------------------------------------------------
-
-
 def read_manifest(path: Path | str, root: Path | str | None = None) -> pd.DataFrame:
     """clip_id and path of a table written by `python -m lib data --out`, or of every recording below a folder.
 
@@ -137,8 +136,7 @@ def read_manifest(path: Path | str, root: Path | str | None = None) -> pd.DataFr
         parquet = path.suffix == ".parquet"
         table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise ScoreFileError(f"{path}: expected a folder, or a manifest in .parquet or .csv (python -m lib data --out):"
-                             f" {error}") from None
+        raise ScoreFileError(f"{path}: expected a folder, or a manifest in .parquet or .csv: {error}") from None
     if not {"clip_id", "path"} <= set(table) or table.empty:
         raise ScoreFileError(f"{path}: expected rows with clip_id and path, found {len(table)} with {list(table)[:6]}")
     twice = table.clip_id[table.clip_id.duplicated()].tolist()
@@ -149,7 +147,7 @@ def read_manifest(path: Path | str, root: Path | str | None = None) -> pd.DataFr
     absent = [each for each in table.path if not Path(each).is_file()]
     if absent:
         raise ScoreFileError(f"{path}: {len(absent)} of {len(table)} files are not there, such as {absent[0]}; name "
-                             "the folder of the corpus with --root")
+                             "their folder with --root")
     return table
 
 
@@ -193,9 +191,8 @@ def merged(parts: Path, ids: list[str]) -> pd.DataFrame:
     twice = table.clip_id[table.clip_id.duplicated()].tolist()
     missing, unknown = sorted(set(ids) - set(table.clip_id)), sorted(set(table.clip_id) - set(ids))
     if twice or missing or unknown:
-        raise ScoreFileError(f"{parts}: expected each of {len(ids)} clips once, found {len(missing)} missing "
-                             f"{missing[:3]}, {len(twice)} twice {twice[:3]}, {len(unknown)} unknown {unknown[:3]}; "
-                             "remove the part that is wrong and run again")
+        raise ScoreFileError(f"{parts}: expected {len(ids)} clips once, found {len(missing)} missing {missing[:3]}, "
+                             f"{len(twice)} twice {twice[:3]}, {len(unknown)} unknown {unknown[:3]}; remove that part")
     return table.set_index("clip_id").loc[ids].reset_index()
 
 
@@ -203,8 +200,8 @@ def _finished(parts: Path, ids: list[str], out: Path, form: str) -> pd.DataFrame
     results = merged(parts, ids)
     scored, unscored = results[results.anomaly.notna()], results[results.anomaly.isna()]
     if scored.empty:
-        raise ScoreFileError(f"none of {len(results)} clips could be scored; the first: {unscored.clip_id.iloc[0]}: "
-                             f"{unscored.why.iloc[0]}")
+        first = f"{unscored.clip_id.iloc[0]}: {unscored.why.iloc[0]}"
+        raise ScoreFileError(f"none of {len(results)} clips could be scored; the first: {first}")
     write_scores(out, scored.assign(score=-scored.anomaly), form)
     rest = out.with_name(out.name + ".unscored.csv")
     rest.unlink(missing_ok=True)
@@ -226,8 +223,7 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
     """Recalibrate a detector on real speech of one source or person and save it in `out`, whole or not at all.
 
     Left out are files that cannot be read, hold too little speech or the sound of another one, or are outside what the
-    detector knows (`Limits`) where most of the others are not. Raises DetectorError for too little speech.
-    """
+    detector knows (`Limits`) where most are not. Raises DetectorError for too little speech."""
     detector, known, _ = load_detector(folder)
     paths, left_out = listed(paths)
     kept, prints = {}, {}
@@ -249,7 +245,11 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
             left_out.append((str(path), reason))
             del kept[path]
     notes = _unlike(kept)
-    detector.fit(kept)
+    try:
+        detector.fit(kept)
+    except DetectorError as error:
+        reasons = "; ".join(f"{shown(path)}: {reason}" for path, reason in left_out[:5])
+        raise DetectorError(f"{error}; {len(left_out)} files were left out: {reasons or 'none'}") from None
     covered = [[recording.bandwidth_hz, part.crest_db, part.range_db]
                for recording in kept.values() for part in recording.parts]
     limits = Limits(*np.minimum(np.quantile(covered, 0.02, axis=0), dataclasses.astuple(known)).tolist())
@@ -278,22 +278,23 @@ def _unlike(recordings: dict[Path | str, Recording]) -> list[tuple[str, str]]:
 
 
 def _fingerprint(audio: np.ndarray) -> np.ndarray:
-    """The shape of the spectrum of 20 s of audio (samples,), (band, frame of 20 ms): each band that holds any sound
-    standardised over time, the others zero."""
+    """The harmonics of 20 s of audio (samples,) over time, (band of 37.5 Hz up to 2 kHz, frame of 20 ms): levels less
+    their mean over nine bands, each band that holds any sound standardised, the others zero."""
+    from scipy.ndimage import uniform_filter1d
+
     frames = np.lib.stride_tricks.sliding_window_view(audio[: 20 * RATE_HZ], 4 * FRAME)[::FRAME]
-    power = np.abs(np.fft.rfft(frames * np.hanning(4 * FRAME))[:, 1:]) ** 2
-    level = 10 * np.log10(power.reshape(len(frames), 16, -1).mean(2).T + 1e-12)
+    power = np.abs(np.fft.rfft(frames * np.hanning(4 * FRAME))[:, 8:158]) ** 2
+    level = 10 * np.log10(power.reshape(len(frames), -1, 3).mean(2).T + 1e-12)
     peaks = level.max(1, keepdims=True)
-    live = peaks[:, 0] > peaks.max() - 60
-    shape, bands = np.maximum(level, peaks - 40)[live], np.zeros_like(level)
-    shape -= shape.mean(0)
-    bands[live] = (shape - shape.mean(1, keepdims=True)) / (shape.std(1, keepdims=True) + 1e-9)
-    return bands
+    shape = np.maximum(level, peaks - 40)
+    shape -= uniform_filter1d(shape, 9, axis=0, mode="nearest")
+    shape = (shape - shape.mean(1, keepdims=True)) / (shape.std(1, keepdims=True) + 1e-9)
+    return np.where(peaks > peaks.max() - 60, shape, 0)
 
 
 def _alike(one: np.ndarray, two: np.ndarray) -> bool:
-    """Whether two fingerprints are of one sound: their correlation at the best shift is 0.94 or more for copies (gain,
-    MP3 at 32 kb/s, Opus at 16 kb/s, another start) and at most 0.4 for other speech."""
+    """Whether two fingerprints are of one sound: their correlation at the best shift is 0.82 or more for copies (gain,
+    MP3 at 32 kb/s, Opus at 16 kb/s, another start) and at most 0.3 for other speech."""
     size = 2 ** int(np.ceil(np.log2(one.shape[1] + two.shape[1])))
     product = (np.fft.rfft(one, size) * np.conj(np.fft.rfft(two, size))).sum(0)
     return np.fft.irfft(product, size).max() > 0.7 * min((one**2).sum(), (two**2).sum())
