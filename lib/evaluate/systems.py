@@ -1,5 +1,5 @@
-"""Owns the evidence of a study: the texture student, the detector with all its evidence calibrated, and the clips of an
-experiment scored by each kind of evidence and by all together. A study is handed in."""
+"""Owns evidence at work: the texture student of a study, its detector with all evidence calibrated, the clips of an
+experiment scored by each kind of evidence and by all together; and recordings from outside, corpus by corpus."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import numpy as np
 import pandas as pd
 
 from lib import seeds
-from lib.data.audio import read_audio
+from lib.data.audio import header, read_audio
 from lib.data.degradations import recorded
+from lib.engine import side_by_side
+from lib.evaluate.metrics import area_under_curve, clopper_pearson
 from lib.model.evidence import WEIGHTS
 from lib.model.texture import TextureStudent, roughness, train_texture_student
 from lib.paths import DATA, atomic, digest_of, kept
 from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lib.detector import Detector
     from lib.study import Study
 
@@ -99,3 +103,62 @@ def as_systems(table: pd.DataFrame) -> pd.DataFrame:
         anomaly = table[name].fillna(table.loc[table.role == "bonafide", name].median())
         parts.append(table.assign(system=title, anomaly=anomaly, score=-anomaly))
     return pd.concat(parts, ignore_index=True)
+
+
+# --- recordings from outside ------------------------------------------------------------------------------------------
+
+
+def outside_scores(detector: Detector, manifest: Path) -> pd.DataFrame:
+    """Recordings of a manifest (CSV: path, label, corpus, and generator where it has one) with a column for each kind of
+    evidence, their sum `all`, and p-values; each read at its own rate. Raises ValueError for a manifest without these
+    columns, AudioError for a recording that cannot be read."""
+    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    if missing := {"path", "label", "corpus"} - set(table):
+        raise ValueError(f"{manifest}: expected the columns path, label and corpus, found no {', '.join(sorted(missing))}")
+    evidence = detector.evidence
+
+    def row(path: str) -> dict[str, float]:
+        rate_hz = min(max(header(manifest.parent / path)[1], RATE_HZ), 48_000)
+        measured = detector.measure(read_audio(manifest.parent / path, rate_hz, strict=False)[0], rate_hz)
+        alone = {f"p_{name}": value for name, value in evidence.p_values(measured.values, measured.seconds).items()}
+        return dict(zip(WEIGHTS, measured.values)) | alone | {
+            "all": evidence.joint(measured.values, measured.seconds),
+            "p_all": evidence.p_value(measured.values, measured.seconds),
+            "spacing_hz": measured.lines.spacing_hz or np.nan, "seconds": measured.seconds}
+
+    return pd.concat([table, pd.DataFrame(list(side_by_side(row, table.path)))], axis=1)
+
+
+def by_corpus(table: pd.DataFrame, kind: str = "all", alpha: float = 0.05) -> pd.DataFrame:
+    """A row a corpus of `outside_scores`: clips, AUC of one kind of evidence where it has both classes, share of fakes
+    called at p <= alpha, and false alarms with an exact 95 % interval."""
+    rows = []
+    for corpus, part in table.groupby("corpus", sort=True):
+        real, fake = part[part.label == "bonafide"], part[part.label == "spoof"]
+        both = len(real) and len(fake)
+        auc = area_under_curve(-real[kind].fillna(0).to_numpy(), -fake[kind].fillna(0).to_numpy()) if both else np.nan
+        alarms = int((real[f"p_{kind}"] <= alpha).sum())
+        low, high = clopper_pearson(alarms, len(real)) if len(real) else (np.nan, np.nan)
+        rows.append({"corpus": corpus, "real": len(real), "fake": len(fake), "auc": auc,
+                     "found": (fake[f"p_{kind}"] <= alpha).mean() if len(fake) else np.nan,
+                     "false alarms": alarms / len(real) if len(real) else np.nan, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def outside_summary(table: pd.DataFrame, resamples: int = 1000, alpha: float = 0.05) -> pd.DataFrame:
+    """A row a kind of evidence: macro AUC (mean over corpora with both classes) with a 95 % bootstrap interval over
+    corpora, pooled AUC, fakes found at the threshold that 5 % of the table's real recordings exceed, and at p <= alpha,
+    and false alarms."""
+    rows, real = [], table.label == "bonafide"
+    for kind in [*WEIGHTS, "all"]:
+        corpora = by_corpus(table, kind, alpha).auc.dropna().to_numpy()
+        picks = seeds.stream(0, "outside", kind).integers(len(corpora), size=(resamples, len(corpora)))
+        low, high = np.quantile(corpora[picks].mean(axis=1), [0.025, 0.975])
+        values = table[kind].fillna(table.loc[real, kind].median())
+        limit = values[real].quantile(0.95)
+        rows.append({"evidence": TITLES[kind], "macro AUC": corpora.mean(), "low": low, "high": high,
+                     "pooled AUC": area_under_curve(-values[real].to_numpy(), -values[~real].to_numpy()),
+                     "found at 5 %": (values[~real] > limit).mean(),
+                     "found": (table.loc[~real, f"p_{kind}"] <= alpha).mean(),
+                     "false alarms": (table.loc[real, f"p_{kind}"] <= alpha).mean()})
+    return pd.DataFrame(rows)

@@ -17,9 +17,9 @@ from lib.model.texture import TextureStudent, at_rate, sameness, smoothness
 WEIGHTS = {"pyramid": 0.5, "lines": 1.0, "texture": 0.7, "sameness": 0.5}
 """Kinds of evidence and their weights; chosen on external development recordings (notebook 36)."""
 LIMITS = {"lines": (0.0, 12.0)}
-"""Of standardised statistics, else OTHER_LIMITS: none outvotes the others without bound, and few lines are no sign of
-real speech."""
-OTHER_LIMITS = (-4.0, 12.0)
+"""Of standardised statistics, else OTHER_LIMITS: none outvotes the others without bound, and little of one is hardly a
+sign of real speech."""
+OTHER_LIMITS = (-1.0, 12.0)
 UNMEASURED = -1e9
 """Stands for NaN on disk."""
 LIKE_LENGTH = 400
