@@ -15,12 +15,22 @@ from lib.data.channel import apply_channel, pass_channel
 from lib.engine import side_by_side
 from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError, colour_scale, read_detector, restored, write_detector
-from lib.model.discrepancy import Level, in_blocks, level_residuals
+from lib.model.discrepancy import (
+    UNSCALED,
+    Explanation,
+    Level,
+    clip_statistics,
+    colour_limits,
+    combined,
+    drawn_clips,
+    in_blocks,
+    level_residuals,
+    upsampled,
+)
 from lib.model.evidence import Evidence, Measured, measured
 from lib.model.images import FrontEnd, activity, hop_samples, row_hz
-from lib.model.maps import Explanation, clip_statistics, colour_limits, combined, drawn_clips, upsampled
 from lib.model.pyramid import PRECISIONS, folded
-from lib.model.scaling import POOLINGS, SCALINGS, UNSCALED, Scaling, Typicality
+from lib.model.scaling import POOLINGS, SCALINGS, Scaling, Typicality
 from lib.model.texture import TextureStudent
 from lib.paths import SHIPPED
 from lib.settings import RATE_HZ, Scoring, Settings
@@ -224,7 +234,7 @@ class Detector:
 
     def statistics(self, audio: np.ndarray, active: np.ndarray, kinds: Iterable[str] | None = None,
                    combines: Iterable[str] = ("sum", "product")) -> dict[str, np.ndarray | float]:
-        """lib.model.maps.clip_statistics of a clip after the channel, of all kinds of scaling or some."""
+        """lib.model.discrepancy.clip_statistics of a clip after the channel, of all kinds of scaling or some."""
         kinds, levels = self.kinds if kinds is None else kinds, self.clip_residuals(audio, active)[1]
         return clip_statistics(levels, self.scaling, kinds, combines, self.settings.scoring.bands)
 

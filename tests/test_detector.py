@@ -5,7 +5,7 @@ import torch
 from lib.data.channel import apply_channel
 from lib.detector import Detector
 from lib.model.checkpoints import DetectorError
-from lib.model.maps import clip_statistics
+from lib.model.discrepancy import clip_statistics
 from lib.model.pyramid import folded
 from lib.model.scaling import Typicality
 from tests.conftest import RATE, toy_speech

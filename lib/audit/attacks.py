@@ -21,9 +21,8 @@ from lib.data.audio import read_audio
 from lib.data.channel import FRAME, apply_channel
 from lib.detector import Detector
 from lib.evaluate.metrics import area_under_curve, conformal
-from lib.model.discrepancy import band_means, level_residuals
+from lib.model.discrepancy import band_means, combined, level_residuals, pooled, upsampled
 from lib.model.images import image
-from lib.model.maps import combined, pooled, upsampled
 from lib.model.pyramid import folded
 from lib.model.scaling import POOLINGS
 from lib.paths import DATA

@@ -18,8 +18,8 @@ from lib.data.clips import crop_start
 from lib.data.packages import EMBEDDED, VOICES, package_root, phone_labels
 from lib.detector import Detector
 from lib.evaluate import metrics
+from lib.model.discrepancy import Explanation
 from lib.model.images import hop_samples
-from lib.model.maps import Explanation
 from lib.model.pyramid import initialise
 from lib.paths import DATA
 from lib.settings import RATE_HZ

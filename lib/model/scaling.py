@@ -16,12 +16,8 @@ from lib.settings import Settings
 
 SCALINGS = ("none", "level", "frequency", "channel", "element", "signed", "read")
 """Kinds of discrepancy scaling; the last needs a teacher with readers."""
-NEVER_NEGATIVE = ("none", "signed")
-"""Kinds whose maps have no negative values."""
-UNSCALED = ("signed", "read")
-"""Kinds whose profile is made before the scaling: of the residual itself, or of its readings."""
 POOLINGS = ("mean", "max", "top", "quantile")
-"""Scores that pool a map (lib.model.maps.pooled)."""
+"""Scores that pool a map (lib.model.discrepancy.pooled)."""
 PROFILE_SCORES = ("one_sided", "two_sided", "profile")
 """Scores of a profile's typicality."""
 SCORES = (*POOLINGS, *PROFILE_SCORES)

@@ -18,9 +18,9 @@ import torch
 from lib.data.channel import Passage, pass_channel
 from lib.detector import Detector
 from lib.model.checkpoints import DetectorError
+from lib.model.discrepancy import Explanation
 from lib.model.evidence import WEIGHTS
 from lib.model.images import image
-from lib.model.maps import Explanation
 from lib.paths import atomic, file_digest, shown, write_json
 from lib.settings import RATE_HZ, View
 
