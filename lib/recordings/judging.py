@@ -31,9 +31,9 @@ from lib.data.channel import FRAME, Passage, frame_levels, pass_channel
 from lib.detector import Detector
 from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError
+from lib.model.discrepancy import Explanation
 from lib.model.evidence import LIKE_LENGTH, Measured
 from lib.model.lines import Lines
-from lib.model.maps import Explanation
 from lib.paths import SHIPPED, file_digest, shown
 from lib.recordings.explaining import PAUSE_DB, Region, regions, spoken
 from lib.settings import RATE_HZ, checked_alpha
@@ -71,18 +71,20 @@ REASONS = {
 }
 
 
-def load_detector(folder: Path | str | None = None,
-                  precision: str = "fp32") -> tuple[Detector, Limits, dict[str, object]]:
-    """A detector (by default the shipped one), its limits, and what names it in tables, pages and JSON.
+def compared_with(detector: Detector) -> int:
+    """The number of real recordings with which each one is compared."""
+    return min(LIKE_LENGTH, len(detector.evidence.seconds)) if detector.evidence else len(detector.calibration)
 
-    Raises DetectorError, saying how to get a detector where none is there.
-    """
+
+def load_detector(folder: Path | str | None = None, precision: str = "fp32") -> tuple[Detector, Limits, dict]:
+    """A detector (by default the shipped one), its limits, and what names it in tables and JSON. Raises DetectorError,
+    saying how to get a detector where none is there."""
     if not folder and not (SHIPPED / "detector.json").exists():
         raise DetectorError(f"no detector ships with this copy (looked in {SHIPPED}): train one with `make study`, "
                             "which keeps it below runs/study/detectors, and name its folder with --detector")
     folder = Path(folder or SHIPPED)
     detector = Detector.load(folder).in_precision(precision)
-    clips, limits, source = len(detector.calibration), Limits(), {}
+    clips, limits, source = compared_with(detector), Limits(), {}
     if not clips:
         raise DetectorError(f"{folder} has no calibration scores of real speech; calibrate it first")
     try:
@@ -281,7 +283,7 @@ def verdict_on(path: str, report: AudioReport, parts: list[Part], places: dict[P
         return Recording(path, UNKNOWN, f"too little speech: {least} at a stretch is needed, found {most}", **facts)
     middle = {name: float(np.median([getattr(part, name) for part in parts])) for name in ("crest_db", "range_db")}
     facts |= weighed(detector, parts, measured)
-    clips = min(LIKE_LENGTH, len(detector.evidence.seconds)) if detector.evidence else len(detector.calibration)
+    clips = compared_with(detector)
     flagged = [part for part in parts if part.p_value <= alpha]
     if len(parts) > 1 and flagged:
         worst, chance = max(flagged, key=lambda part: part.anomaly), alpha * len(parts)
