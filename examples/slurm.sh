@@ -46,8 +46,8 @@ launch -m lib train --preset paper --experiment multi \
 # The manifest of the test corpus, its headers checked once.
 "$PYTHON" -m lib data --corpus asvspoof2019_la --root "$CORPORA/LA" --check --out runs/paper/asvspoof2019_la.parquet
 
-# Every process scores its share of the blocks. The first one merges them, checks that every clip is there once, and writes
-# $SCORES. Exit code 1 says that some clips could not be scored; they are listed in $SCORES.unscored.csv.
+# Every process scores its share of the blocks. The first one merges them, checks that every clip is there once, and
+# writes $SCORES. Exit code 1 says that some clips could not be scored; they are listed in $SCORES.unscored.csv.
 DETECTOR="$(ls -td runs/paper/detectors/multi-* | head -n 1)"
 launch -m lib score --manifest runs/paper/asvspoof2019_la.parquet --detector "$DETECTOR" --out "$SCORES" \
   --form asvspoof2021 || [ -s "$SCORES" ]
