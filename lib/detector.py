@@ -42,11 +42,7 @@ Clip = tuple[np.ndarray, np.ndarray]
 
 
 class Detector:
-    """A one-class detector of synthetic speech. In three lines:
-
-    >>> detector = Detector.load()                                 # doctest: +SKIP
-    >>> detector.score(audio, rate_hz)                             # doctest: +SKIP
-    >>> detector.explain(audio, rate_hz).map                       # doctest: +SKIP
+    """A one-class detector of synthetic speech: `Detector.load().score(audio, rate_hz)` and `explain`.
 
     Raises DetectorError for a score that needs readers where the teacher has none.
     """

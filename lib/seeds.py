@@ -28,9 +28,9 @@ def pin(seed: int, threads: int = 2) -> None:
     torch.manual_seed(integer(seed, "torch"))
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # The same as use_deterministic_algorithms(True, warn_only=True), which would also load torch's compiler: 2 s for a setting of it.
+    # As use_deterministic_algorithms(True, warn_only=True), which would load torch's compiler too: 2 s for a setting.
     torch.set_deterministic_debug_mode("warn")
-    # Fresh tensors are filled before anything is read from them in any case; filling them twice takes a tenth of a training.
+    # Fresh tensors are filled before they are read in any case; filling them twice takes a tenth of a training.
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 

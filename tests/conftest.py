@@ -10,12 +10,14 @@ RATE = 16_000
 
 
 def toy_speech(seconds=1.5, seed=0, pitch_hz=120.0):
-    """Something with a voice's traits, (samples,) float32: a gliding pulse train with formants, breath, syllables, pauses."""
+    """Something with a voice's traits, (samples,) float32: a gliding pulse train with formants, breath, pauses."""
     random = np.random.default_rng(seed)
     time = np.arange(round(seconds * RATE)) / RATE
     pitch = pitch_hz * (1 + 0.15 * np.sin(2 * np.pi * (0.7 * time + random.uniform())) + 0.1 * random.uniform(-1, 1))
     phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    voice = sum(np.cos(k * phase + 0.1 * k) / (1 + 0.04 * k) / (1 + abs(k * pitch_hz - 700) / 900) for k in range(1, 45))
+    voice = sum(
+        np.cos(k * phase + 0.1 * k) / (1 + 0.04 * k) / (1 + abs(k * pitch_hz - 700) / 900) for k in range(1, 45)
+    )
     rhythm = np.clip(np.sin(2 * np.pi * (3.1 * time + random.uniform())) + 0.3, 0.003, None)
     audio = (voice + 1.5 * random.standard_normal(len(time))) * rhythm
     return (0.5 * audio / np.abs(audio).max()).astype(np.float32)
@@ -30,7 +32,9 @@ def encoded(path, codec, audio, rate_hz, form=None):
         stream.bit_rate = 12_200 if "amr" in codec else 64_000
         frame = av.AudioFrame.from_ndarray(np.asarray(audio, np.float32)[None], format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
-        resampler = av.AudioResampler(stream.codec_context.format, "mono", rate_hz, stream.codec_context.frame_size or None)
+        resampler = av.AudioResampler(
+            stream.codec_context.format, "mono", rate_hz, stream.codec_context.frame_size or None
+        )
         for part in (*resampler.resample(frame), *resampler.resample(None), None):
             target.mux(stream.encode(part))
     return path
@@ -49,7 +53,7 @@ def voice():
 
 @pytest.fixture(scope="session")
 def tiny_detector():
-    """A detector of width 4 with random networks, calibrated on 24 toy clips: every path of the real one, in seconds."""
+    """A detector of width 4 with random networks, calibrated on 24 toy clips: every path of the real one."""
     from lib.data.channel import apply_channel
     from lib.detector import Detector
     from lib.model.networks import new_student, new_teacher

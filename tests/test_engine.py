@@ -26,7 +26,7 @@ clips = (pathlib.Path(sys.argv[1]), pd.DataFrame({"path": [f"{n}.flac" for n in 
 train(clips, pathlib.Path(sys.argv[2]), **json.loads(sys.argv[3]))
 from lib.engine import current
 import os
-os.write(1, f"process {current('cpu').rank} of {current('cpu').world}\\n".encode())  # in one piece: two processes write here
+os.write(1, f"process {current('cpu').rank} of {current('cpu').world}\\n".encode())  # in one piece
 """
 
 
@@ -42,8 +42,23 @@ def launched(processes, *arguments, **environment):
     """Run a script or `-m module` under accelerate; fails with what it printed. Without a GPU, --multi_gpu starts plain
     processes that talk through gloo (--cpu would want MPI)."""
     pytest.importorskip("accelerate")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines",
-               "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        *map(str, arguments),
+    ]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -102,7 +117,12 @@ def test_devices_that_are_not_here_are_named():
             device_named("cuda:7")
 
 
-LAST = {"network.teacher_width": 8, "network.student_width": 8, "run.layout": "channels_last", "training.student_steps": 9}
+LAST = {
+    "network.teacher_width": 8,
+    "network.student_width": 8,
+    "run.layout": "channels_last",
+    "training.student_steps": 9,
+}
 
 
 def test_workers_change_nothing(clips, tmp_path):
@@ -112,7 +132,7 @@ def test_workers_change_nothing(clips, tmp_path):
 def test_channels_last_changes_nothing_but_rounding(clips, tmp_path):
     plain = train(clips, tmp_path / "plain", **LAST | {"run.layout": "contiguous"})[1]
     turned = train(clips, tmp_path / "turned", **LAST)
-    # AdamW's first steps are as long for a gradient of rounding size as for any other, so rounding grows with the steps.
+    # AdamW's first steps are as long for a gradient of rounding size as for any other: rounding grows with the steps.
     np.testing.assert_allclose(plain.head(1).to_numpy(), turned[1].head(1).to_numpy(), rtol=1e-4)
     np.testing.assert_allclose(plain.to_numpy(), turned[1].to_numpy(), rtol=1e-3)
     assert all(value.is_contiguous() for value in turned[0].state_dict().values())

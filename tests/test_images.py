@@ -9,7 +9,9 @@ VIEW, CHANNEL = View(), Channel()
 
 
 def tone(hertz, seconds=1.0):
-    return torch.from_numpy(np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE_HZ)) / RATE_HZ).astype(np.float32))[None]
+    return torch.from_numpy(np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE_HZ)) / RATE_HZ).astype(np.float32))[
+        None
+    ]
 
 
 def test_shape_and_axes():

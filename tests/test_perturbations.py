@@ -1,4 +1,4 @@
-"""Perturbations of bona fide speech: each kind changes what it names, nothing outside its box, and nothing at random."""
+"""Perturbations of bona fide speech: each kind changes what it names, nothing outside its box, nothing at random."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,10 @@ def test_every_kind_changes_speech_and_says_so(kind):
     other = [index for index, name in enumerate(KINDS) if name != kind]
     assert not damage.truth[:, other].any()
     level = lambda signal: signal.pow(2).mean(1).sqrt()  # noqa: E731
-    assert (level(made) / level(VOICES) - 1).abs().max() < 0.01 or kind in ("noise for harmonics", "smoothing over frequency")
+    assert (level(made) / level(VOICES) - 1).abs().max() < 0.01 or kind in (
+        "noise for harmonics",
+        "smoothing over frequency",
+    )
 
 
 def test_equal_streams_give_equal_damage():

@@ -307,9 +307,29 @@ def test_the_json_form_is_stable(tiny_detector, clip, tmp_path):
     assert list(sheet) == ["schema", "complete", "alpha", "detector", "files", "left_out"]
     assert (sheet["schema"], sheet["complete"]) == (2, False)
     assert sheet["left_out"] == [{"path": "a.txt", "reason": "no sound"}]
-    assert list(sheet["files"][0]) == list(sheet["files"][1]) == [
-        "path", "verdict", "why", "says", "anomaly", "p_value", "evidence", "lines", "seconds", "speech_s", "bandwidth_hz",
-        "crest_db", "range_db", "decoder", "warnings", "regions", "parts"]
+    assert (
+        list(sheet["files"][0])
+        == list(sheet["files"][1])
+        == [
+            "path",
+            "verdict",
+            "why",
+            "says",
+            "anomaly",
+            "p_value",
+            "evidence",
+            "lines",
+            "seconds",
+            "speech_s",
+            "bandwidth_hz",
+            "crest_db",
+            "range_db",
+            "decoder",
+            "warnings",
+            "regions",
+            "parts",
+        ]
+    )
     assert list(sheet["files"][0]["parts"][0]) == [
         "start_s", "seconds", "speech_s", "level_db", "anomaly", "p_value", "crest_db", "range_db"]
     assert sheet["files"][0]["evidence"] == {

@@ -79,9 +79,15 @@ def test_a_detector_that_is_there_asks_for_no_training(tmp_path, monkeypatch):
     asked_for = []
     networks = lambda kind: lambda experiment: asked_for.append((kind, experiment)) or (kind, None)  # noqa: E731
     clips = pd.DataFrame({"clip_id": ["b", "a"], "sha256": ["2", "1"]})
-    one = SimpleNamespace(folder=tmp_path, settings=load_settings("smoke"), part=lambda *_: clips, prepared=lambda _: [],
-                          key=lambda experiment, student: f"key of {experiment}", teacher=networks("teacher"),
-                          student=networks("student"))
+    one = SimpleNamespace(
+        folder=tmp_path,
+        settings=load_settings("smoke"),
+        part=lambda *_: clips,
+        prepared=lambda _: [],
+        key=lambda experiment, student: f"key of {experiment}",
+        teacher=networks("teacher"),
+        student=networks("student"),
+    )
     monkeypatch.setattr(study, "Detector", lambda *_: Saved())
     study.Detector.load = Saved.load
     first = study.Study.detector(one, "single")
@@ -104,8 +110,11 @@ def keyed(monkeypatch):
             return clips
 
     return lambda preset="study", **options: [
-        Keyed(load_settings(preset, 0, {name.replace("__", "."): value for name, value in options.items()})).key("single", student)
-        for student in (False, True)]
+        Keyed(load_settings(preset, 0, {name.replace("__", "."): value for name, value in options.items()})).key(
+            "single", student
+        )
+        for student in (False, True)
+    ]
 
 
 def test_a_key_holds_what_a_network_depends_on_and_no_more(keyed):
@@ -139,8 +148,10 @@ def test_what_is_kept_is_made_once(tmp_path):
 
 
 def test_pinning_asks_for_deterministic_kernels_without_loading_the_compiler():
-    code = ("import sys, torch; from lib.seeds import pin; pin(0, 1); "
-            "print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), "
-            "torch.get_num_threads(), 'torch._dynamo' in sys.modules)")
+    code = (
+        "import sys, torch; from lib.seeds import pin; pin(0, 1); "
+        "print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), "
+        "torch.get_num_threads(), 'torch._dynamo' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "1", "False"]

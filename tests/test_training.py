@@ -27,8 +27,15 @@ from lib.model.training import augmented, learning_rate, train_student, train_te
 from lib.settings import Channel, View, load_settings
 from tests.conftest import toy_speech
 
-OPTIONS = {"network.teacher": "random", "network.teacher_width": 4, "network.student_width": 4, "training.student_steps": 12,
-           "training.batch": 2, "training.check_every": 3, "training.teacher_steps": 4}
+OPTIONS = {
+    "network.teacher": "random",
+    "network.teacher_width": 4,
+    "network.student_width": 4,
+    "training.student_steps": 12,
+    "training.batch": 2,
+    "training.check_every": 3,
+    "training.teacher_steps": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,9 @@ def test_killed_training_resumes_bit_for_bit(clips, tmp_path):
     train(clips, cut)
     for name in ("best", "last"):
         one, two = (load_file(next((folder / "student").glob(f"{name}-*.safetensors"))) for folder in (whole, cut))
-        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), f"killed at step {killed_at}"
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), (
+            f"killed at step {killed_at}"
+        )
     stray = [path for path in cut.rglob(".tmp-*") if path.stat().st_mtime > sheet.stat().st_mtime]
     assert not stray
 
@@ -181,7 +190,9 @@ def test_torchvisions_resnet_is_taken_where_its_weights_are(clips, tmp_path, mon
 
 def test_the_learning_rate_is_the_settings_whatever_the_optimiser(clips, tmp_path):
     options = {"training.optimiser": "sgd", "training.student_steps": 3}
-    curves = [train(clips, tmp_path / str(rate), **options, **{"training.learning_rate": rate})[1] for rate in (1e-6, 0.1)]
+    curves = [
+        train(clips, tmp_path / str(rate), **options, **{"training.learning_rate": rate})[1] for rate in (1e-6, 0.1)
+    ]
     assert curves[0].validation.iloc[-1] > curves[1].validation.iloc[-1] + 0.01
 
 

@@ -200,7 +200,7 @@ def read_key(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def read_labelled(score_path: str | os.PathLike, key_path: str | os.PathLike | None = None) -> pd.DataFrame:
-    """clip_id, score, label, attack of exactly the clips of the key, or of its `eval` subset if any (attrs `left_out` says
+    """clip_id, score, label, attack of exactly the clips of the key, or of its `eval` subset (attrs `left_out` says
     what is not); without a key, the labels of an asvspoof2019 file are used. Raises ScoreFileError."""
     score_path = Path(score_path)
     scores = read_scores(score_path)
@@ -222,8 +222,10 @@ def read_labelled(score_path: str | os.PathLike, key_path: str | os.PathLike | N
         _refuse_some(score_path, f"the labels of {key_path}", differ, "One of the two is out of date.")
         table["attack"] = table["attack"].where(table["attack"] != "", table["attack_scored"])
     counts = key.loc[~key["clip_id"].isin(table["clip_id"]), "subset"].value_counts()
-    table.attrs["left_out"] = [f"{count} clips of the subset {name or '(unnamed)'} are left out: the key has the subset eval"
-                               for name, count in counts.items()]
+    table.attrs["left_out"] = [
+        f"{count} clips of the subset {name or '(unnamed)'} are left out: the key has the subset eval"
+        for name, count in counts.items()
+    ]
     return table
 
 

@@ -15,7 +15,7 @@ from lib.engine import side_by_side
 from lib.evaluate.metrics import area_under_curve, clopper_pearson
 from lib.model.evidence import WEIGHTS
 from lib.model.texture import TextureStudent, roughness, train_texture_student
-from lib.paths import DATA, atomic, digest_of, kept
+from lib.paths import DATA, atomic, clocked, digest_of, kept
 from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def _audio(path: str) -> np.ndarray:
     return read_audio(DATA / path, RATE_HZ, strict=False)[0]
 
 
+@clocked("training")
 def texture_student(study: Study, experiment: str) -> TextureStudent:
     """A student fitted on the roughness of bona fide training clips, all voices in turn, and of their copies through
     random recording chains."""
@@ -70,6 +71,7 @@ def evidence_detector(study: Study, experiment: str) -> Detector:
     return joint
 
 
+@clocked("scoring")
 def evidence_scores(study: Study, experiment: str, only: str = "") -> pd.DataFrame:
     """Clips of `Study.test` with a column for each kind of evidence and their weighted sum `all` (up = fake), the
     conformal `p_value` of all, that of each kind (`p_lines`, ...), and the spacing of lines in Hz."""
@@ -109,12 +111,14 @@ def as_systems(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def outside_scores(detector: Detector, manifest: Path) -> pd.DataFrame:
-    """Recordings of a manifest (CSV: path, label, corpus, and generator where it has one) with a column for each kind of
+    """Recordings of a manifest (CSV: path, label, corpus, generator where it has one) with a column for each kind of
     evidence, their sum `all`, and p-values; each read at its own rate. Raises ValueError for a manifest without these
     columns, AudioError for a recording that cannot be read."""
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     if missing := {"path", "label", "corpus"} - set(table):
-        raise ValueError(f"{manifest}: expected the columns path, label and corpus, found no {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"{manifest}: expected the columns path, label and corpus, found no {', '.join(sorted(missing))}"
+        )
     evidence = detector.evidence
 
     def row(path: str) -> dict[str, float]:

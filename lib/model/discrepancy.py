@@ -1,5 +1,5 @@
-"""Owns the discrepancy between teacher and student, the matching loss, and the way from scaled levels to one map and from
-a map to one number."""
+"""Owns the discrepancy between teacher and student, the matching loss, and the way from scaled levels to one map and
+from a map to one number."""
 
 from __future__ import annotations
 

@@ -191,12 +191,13 @@ class TextureStudent(nn.Module):
         x = torch.cat([x.mean(-1).flatten(1), x.std(-1).flatten(1), (floor - top)[..., 0], (mean - top)[..., 0],
                        level.std(-1)], 1)
         x = functional.dropout(x, 0.1, self.training)
-        expected, spread = self.last(functional.dropout(functional.silu(self.hidden(x)), 0.1, self.training)).chunk(2, 1)
+        x = functional.dropout(functional.silu(self.hidden(x)), 0.1, self.training)
+        expected, spread = self.last(x).chunk(2, 1)
         return expected, spread.clamp(-3, 3)
 
     def windows(self, rough: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of `roughness`, the levels (window, band, CELLS) of its windows and their variation (window, target). A shorter
-        recording is repeated up to one window."""
+        """Of `roughness`, the levels (window, band, CELLS) of its windows and their variation (window, target). A
+        shorter recording is repeated up to one window."""
         rough = ((rough - self.plane) / self.plane_width).clamp(-5, 5)
         if level.shape[-1] < CELLS:
             times = -(-CELLS // level.shape[-1])
