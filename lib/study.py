@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import as_completed
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -27,12 +26,9 @@ from lib.engine import processes, side_by_side
 from lib.model.networks import TITLES, resolved
 from lib.model.scaling import PROFILE_SCORES, Typicality
 from lib.model.training import engine_of, steps_done, train_student, train_teacher
-from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, digest_of, kept
-from lib.report.exhibits import provenance
+from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, clocked, digest_of, kept
+from lib.report.exhibits import Exhibits, provenance
 from lib.settings import Scoring, Settings, load_settings
-
-if TYPE_CHECKING:
-    from lib.report.exhibits import Exhibits
 
 Arrays = dict[str, np.ndarray]
 VERSION = 7  # raised when code changes what a cached result means; the rest of a cache key is data and settings
@@ -116,8 +112,6 @@ class Study:
     @cached_property
     def exhibits(self) -> Exhibits:
         """Writes the notebook's figures and tables."""
-        from lib.report.exhibits import Exhibits  # matplotlib: a worker that trains draws nothing
-
         return Exhibits(REPORTS, self.notebook, provenance(self.settings, digest_of(sorted(self.clips.sha256))))
 
     def part(self, experiment: str, name: str) -> pd.DataFrame:
@@ -212,6 +206,7 @@ class Study:
         key = digest_of([self.key(experiment, student=True), dataclasses.asdict(self.settings.scoring),
                          sorted(scaling.sha256), sorted(threshold.sha256)])
 
+        @clocked("statistics")
         def make() -> Detector:
             detector = Detector(self.settings, self.teacher(experiment)[0], self.student(experiment)[0])
             detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
@@ -225,6 +220,7 @@ class Study:
 
     # --- statistics and scores ----------------------------------------------------------------------------------------
 
+    @clocked("scoring")
     def statistics(self, detector: Detector, clips: pd.DataFrame, kinds: tuple[str, ...] | None = None,
                    combines: tuple[str, ...] = ("sum", "product")) -> Arrays:
         """Detector.statistics of every clip, stacked (clip, ...), in the table's order, of all kinds or of `kinds`."""
@@ -272,6 +268,7 @@ def _train(jobs: list[tuple[Settings, str, bool]]) -> None:
         study.student(experiment) if student else study.teacher(experiment)
 
 
+@clocked("training")
 def train_side_by_side(pairs: Iterable[tuple[Study, str]]) -> None:
     """Train the networks of (study, experiment) pairs side by side on the CPU, each on its own `run.training_threads`;
     later requests find them on disk. Two on a thread each take two thirds of the time they take in turn on both."""

@@ -25,7 +25,7 @@ from lib.model.discrepancy import band_means, combined, level_residuals, pooled,
 from lib.model.images import image
 from lib.model.pyramid import folded
 from lib.model.scaling import POOLINGS
-from lib.paths import DATA
+from lib.paths import DATA, clocked
 from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def filtered(audio: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return (loud * np.sqrt(np.mean(audio**2) / (np.mean(loud**2) + 1e-20))).astype(np.float32)
 
 
+@clocked("scoring")
 def filter_attack(study: Study, detector: Detector, table: pd.DataFrame, limit: int = 40, steps: int = 20,
                   learn: int = 8) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Learn a filter for each copy-synthesis generator of `table` and judge it on other clips.

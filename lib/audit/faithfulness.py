@@ -21,7 +21,7 @@ from lib.evaluate import metrics
 from lib.model.discrepancy import Explanation
 from lib.model.images import hop_samples
 from lib.model.pyramid import initialise
-from lib.paths import DATA
+from lib.paths import DATA, clocked
 from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def exchange_curves(real: np.ndarray, fake: np.ndarray, orders: dict[str, np.nda
     return pd.DataFrame(rows, columns=["curve", "order", "share", "relative"])
 
 
+@clocked("scoring")
 def faithfulness(study: Study, detector: Detector, experiment: str, generators: tuple[str, ...],
                  limit: int = 10) -> pd.DataFrame:
     """`exchange_curves` of vocoded test clips and their real parents (the first `limit`), with `clip_id, parent,

@@ -20,7 +20,7 @@ from lib.evaluate import metrics
 from lib.evaluate.baseline_networks import SupervisedResNet, tensors
 from lib.evaluate.baselines import checked_clips
 from lib.model.images import frame_s, hop_samples, row_hz
-from lib.paths import DATA
+from lib.paths import DATA, clocked
 from lib.settings import RATE_HZ, Settings, View
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def make_edits(study: Study, experiment: str, generators: tuple[str, ...], kinds
     return edits
 
 
+@clocked("scoring")
 def evaluate_maps(edits: list[Edit], bonafide: list[tuple[np.ndarray, np.ndarray]], view: View,
                   draw: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]) -> tuple[pd.DataFrame, ...]:
     """Measure every map of `draw(audio, active)`, by name, on every generator and kind of edit.

@@ -12,7 +12,7 @@ import pandas as pd
 from lib import seeds
 from lib.data.scorefiles import OURS, score_frame
 from lib.evaluate import metrics
-from lib.paths import DATA
+from lib.paths import DATA, clocked
 
 if TYPE_CHECKING:
     from lib.detector import Detector
@@ -179,6 +179,7 @@ TABLES = {"34_points": ("34_scores", lambda frame, _: points(frame)),
 """For lib.evaluate.results.recheck."""
 
 
+@clocked("scoring")
 def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: pd.DataFrame,
                  minutes: Iterable[float] = MINUTES, levels: Iterable[float] = (0.05, 0.10),
                  progress: Callable[[str], None] = print) -> pd.DataFrame:

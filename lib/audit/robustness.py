@@ -29,7 +29,7 @@ from lib.data.degradations import (
     silence,
 )
 from lib.detector import Detector
-from lib.paths import DATA
+from lib.paths import DATA, clocked
 
 if TYPE_CHECKING:
     from lib.study import Study
@@ -71,6 +71,7 @@ def robustness(study: Study, talkers: int = 24) -> dict[str, dict[str, Degradati
     return {group: names | (talk if group == "noise" else {}) for group, names in CONDITIONS.items()}
 
 
+@clocked("scoring")
 def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, conditions: dict[str, Degradation],
                     limit: int = 40, familiar: Familiar | None = None) -> pd.DataFrame:
     """Anomaly of up to `limit` clips of each generator under each condition: `clip_id, generator, role, parent,

@@ -31,7 +31,7 @@ from lib.data.degradations import (
 )
 from lib.detector import Detector
 from lib.evaluate import metrics
-from lib.paths import DATA
+from lib.paths import DATA, clocked
 from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def intervention_table(scores: pd.DataFrame, interventions: dict[str, dict[str, 
     return pd.DataFrame(rows)
 
 
+@clocked("scoring")
 def swapped_scores(study: Study, detector: Detector, clips: pd.DataFrame, limit: int = 20) -> pd.DataFrame:
     """Anomaly of real clips and of their copies, each with its own recording chain and with the other's: `generator,
     parent, speech, channel, anomaly`.

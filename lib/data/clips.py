@@ -19,7 +19,7 @@ from lib.data.generators import GENERATORS, Generator, available, below_full_sca
 from lib.data.packages import Source
 from lib.data.public import FEW_VOICES, PARTS, UNNAMED, cast_of
 from lib.engine import in_processes
-from lib.paths import CLIPS, DATA, TEXTS, atomic, digest_of, file_digest
+from lib.paths import CLIPS, DATA, TEXTS, atomic, clocked, digest_of, file_digest
 from lib.settings import RATE_HZ, Data
 
 Row = dict[str, object]
@@ -238,6 +238,7 @@ def _described(row: Row) -> Row:
                   "path": str(path.relative_to(DATA))}
 
 
+@clocked("data")
 def prepare(data: Data, seed: int = 0, workers: int = 2,
             progress: Progress = lambda *_: None) -> tuple[pd.DataFrame, list[str]]:
     """Make (or find in the cache) every clip of the study and return the clip table and what was skipped.

@@ -23,7 +23,7 @@ from lib.model.images import FrontEnd, image
 from lib.model.perturbations import perturbed
 from lib.model.pyramid import ResNetPyramid
 from lib.model.training import learning_rate
-from lib.paths import digest_of
+from lib.paths import clocked, digest_of
 from lib.settings import RATE_HZ, Channel, View
 
 if TYPE_CHECKING:
@@ -262,6 +262,7 @@ def like_study(baseline: Baseline, study: Study) -> Baseline:
     return baseline
 
 
+@clocked("training")
 def baseline_scores(study: Study, experiment: str) -> pd.DataFrame:
     """Test clips scored by every baseline, as a score frame (lib.evaluate.results); cached.
 

@@ -27,7 +27,7 @@ from lib.model.images import FrontEnd
 from lib.model.networks import PerturbationTeacher, new_student, new_teacher, resolved
 from lib.model.perturbations import KINDS, Damage, perturbed
 from lib.model.pyramid import Standardised, freeze, initialise, settle
-from lib.paths import clear_stale, write_json
+from lib.paths import clear_stale, clocked, write_json
 from lib.settings import RATE_HZ, SPEECH_MODELS, Settings
 
 Draw = Callable[[int], tuple[np.ndarray, np.random.Generator]]
@@ -78,6 +78,7 @@ def drawn(draw: Draw, first: int, steps: int, workers: int) -> Iterator[tuple[np
                                             multiprocessing_context="fork", prefetch_factor=4))
 
 
+@clocked("training")
 def fit(network: nn.Module, draw: Draw, loss: Loss, validation: Callable[[nn.Module], float], settings: Settings,
         steps: int, folder: Path, key: str, say: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
     """Minimise `loss(network, *draw(step))` for `steps` steps, then leave the weights with the lowest
