@@ -187,6 +187,11 @@ def test_ctrl_c_keeps_the_recordings_that_were_judged(capsys, clip, saved_detect
     assert len(pd.read_csv(tmp_path / "o.csv")) == 1
 
 
+def heed_interrupts():
+    """A shell's background jobs, and what they start, are born deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_signal_to_the_process_keeps_them_too(clip, saved_detector, tmp_path):
     out = tmp_path / "o.json"
     command = [sys.executable, "-m", "lib", "score", *[clip] * 1, "--folder", str(tmp_path / "many"), "--detector",
@@ -195,7 +200,7 @@ def test_a_signal_to_the_process_keeps_them_too(clip, saved_detector, tmp_path):
     for number in range(400):
         (tmp_path / "many" / f"{number}.wav").write_bytes(Path(clip).read_bytes())
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as child:
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=heed_interrupts) as child:
         for _ in range(3):
             child.stdout.readline()
         child.send_signal(signal.SIGINT)
@@ -346,7 +351,7 @@ def test_report_writes_a_page(capsys, tmp_path, voice, saved_detector):
     text = page.get_text()
     assert HOSTILE in text and not page.find("i") and not page.find("b") and not page.find(onerror=True)
     assert len(page.find_all("audio")) == 1 and len(page.find_all("img")) == 3 == len(page.select("details.data"))
-    assert "Consistent with real speech" in text and "judged by 24 calibration clips" in text
+    assert "Consistent with real speech" in text and "judged by 24 real recordings" in text
     assert "of the map is above" in text and "Highest:" in text and "2 groups of clips of known origin" in text
 
 
