@@ -113,5 +113,5 @@ def test_a_second_run_does_nothing(smoke):
 @pytest.mark.study
 def test_a_failing_notebook_stops_the_run_and_says_where(smoke):
     root, command = smoke
-    done = run(root, [*command, "--only", "90", "--set", "data.generators=worlds"])
+    done = run(root, [*command, "--only", "10", "--set", "data.generators=worlds"])
     assert done.returncode != 0 and "worlds" in done.stderr + done.stdout

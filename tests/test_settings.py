@@ -116,7 +116,7 @@ def test_every_number_has_a_range():
 
 def test_every_choice_is_named():
     for name, value in Settings().options().items():
-        if type(value) is str and name != "run.device":  # which depends on the machine
+        if type(value) is str and name not in ("run.device", "training.without"):  # machine's devices; a kind of damage
             assert value in typing.get_args(annotation(name))
 
 
