@@ -167,7 +167,7 @@ def score(chosen: argparse.Namespace) -> int:
     if chosen.html and recordings:
         from lib.report.html import write_table
 
-        table = table[["verdict", "path", "p_value", "seconds", "why", "warnings"]]
+        table = table[["verdict", "path", "p_value", "says", "why", "seconds", "warnings"]]
         write_table(Path(chosen.html), table, "Recordings", f"{len(table)} recordings, alpha {alpha:g}", names)
     return 130 if not complete else 1 if any(each.verdict == judging.UNKNOWN for each in recordings) else 0
 
