@@ -7,9 +7,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from PIL import Image
 
+from lib.__main__ import main
 from lib.report.html import TEMPLATES, export_notebook, print_page, write_index, write_table
+from lib.settings import RATE_HZ
 from tests.pages import chromium, look, needs_browser
 from tests.test_html import cells, png, save, text64
 
@@ -65,6 +68,15 @@ def test_the_index_loads(browser, tmp_path):
     index = write_index(tmp_path / "index.html", entries, (png(60), "Main figure"))
     seen = look(browser, index)
     assert (seen.errors, seen.requests, seen.broken, seen.unnamed, seen.images) == ([], [], [], 0, 2)
+
+
+def test_the_page_on_a_recording_loads(browser, saved_detector, voice, tmp_path):
+    name, page = tmp_path / '"><img src=x onerror=alert(1)>&.wav', tmp_path / "out.html"
+    soundfile.write(name, voice(32.0, 60), RATE_HZ)
+    assert main(["report", str(name), "--html", str(page), "--detector", str(saved_detector)]) in (0, 1)
+    seen = look(browser, page)
+    assert seen.errors == [] and seen.requests == [] and seen.broken == [] and seen.unnamed == 0
+    assert seen.images >= 3 and (seen.players, seen.silent) == (1, 0)
 
 
 def test_a_table_of_many_recordings_loads(browser, tmp_path):
