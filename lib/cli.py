@@ -222,10 +222,10 @@ def calibrate(chosen: argparse.Namespace) -> int:
     _tell("left out", result.left_out + left_out)
     names, whose = result.names, f" of {chosen.name}" if chosen.name else ""
     print(f"{chosen.out}: calibrated on {names['recordings']} recordings, {names['speech_s'] / 60:.1f} min of speech"
-          f"{whose}, {names['calibration_clips']} pieces for p-values, so for alpha {names['smallest_alpha']:.3f} or "
+          f"{whose}; compares with {names['calibration_clips']} real ones, so for alpha {names['smallest_alpha']:.3f} or "
           f"more; use it with --detector {chosen.out}")
     if names["smallest_alpha"] > ALPHA:
-        result.notes.append((f"alpha {ALPHA}", "needs 19 such pieces, about four minutes of speech"))
+        result.notes.append((f"alpha {ALPHA}", "needs 19 of them, about four minutes of speech"))
     _tell("note", result.notes)
     return 1 if result.left_out else 0
 

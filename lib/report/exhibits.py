@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 
@@ -32,11 +33,15 @@ class StudyError(RuntimeError):
     """The study cannot go on; the message says where it stopped and what to do."""
 
 
-def style() -> None:
-    """One look for all figures: colour-blind-safe, readable at the width of a page."""
-    import seaborn
+def style(quick: bool = False) -> None:
+    """One look for all figures: colour-blind-safe, readable at the width of a page; `quick`: nearly the same, without
+    seaborn, whose import takes a second."""
+    if quick:
+        matplotlib.style.use(["seaborn-v0_8-whitegrid", "seaborn-v0_8-colorblind"])
+    else:
+        import seaborn
 
-    seaborn.set_theme(context="notebook", style="whitegrid", palette=PALETTE, font="DejaVu Sans")
+        seaborn.set_theme(context="notebook", style="whitegrid", palette=PALETTE, font="DejaVu Sans")
     matplotlib.rcParams.update({
         "figure.dpi": 110, "savefig.dpi": 110, "figure.constrained_layout.use": True, "axes.titlesize": 11,
         "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "image.aspect": "auto",
@@ -46,12 +51,13 @@ def style() -> None:
 
 class Exhibits:
     """Writes figures and tables of one notebook below `folder`, and shows them in the notebook. Every figure becomes
-    NAME.svg, .png, .csv (what is drawn) and .txt (alt text), every table NAME.csv and NAME.json with its provenance."""
+    NAME.svg, .png, .csv (what is drawn) and .txt (alt text), every table NAME.csv and NAME.json with its provenance;
+    `quick`, for a page that somebody waits for: no SVG."""
 
-    def __init__(self, folder: Path, notebook: str, provenance: dict[str, object]) -> None:
+    def __init__(self, folder: Path, notebook: str, provenance: dict[str, object], quick: bool = False) -> None:
         self.figures, self.tables = Path(folder) / "figures", Path(folder) / "tables"
-        self.notebook, self.provenance = notebook, provenance
-        style()
+        self.notebook, self.provenance, self.quick = notebook, provenance, quick
+        style(quick)
 
     @clocked("drawing")
     def figure(self, figure: matplotlib.figure.Figure, name: str, alt: str, data: pd.DataFrame | None = None) -> None:
@@ -60,8 +66,10 @@ class Exhibits:
         from IPython.display import Image, display
 
         stem = self.figures / f"{self.notebook[:2]}_{name}"
-        with atomic(stem.with_suffix(".svg")) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None, "Description": json.dumps(self.provenance)})
+        if not self.quick:
+            trail = {"Date": None, "Description": json.dumps(self.provenance)}
+            with atomic(stem.with_suffix(".svg")) as temporary:
+                figure.savefig(temporary, format="svg", metadata=trail)
         with atomic(stem.with_suffix(".png")) as temporary:
             figure.savefig(temporary, format="png", metadata={"Description": json.dumps(self.provenance)})
         write_text(stem.with_suffix(".txt"), alt + "\n")
