@@ -222,7 +222,7 @@ def calibrate(chosen: argparse.Namespace) -> int:
     _tell("left out", result.left_out + left_out)
     names, whose = result.names, f" of {chosen.name}" if chosen.name else ""
     print(f"{chosen.out}: calibrated on {names['recordings']} recordings, {names['speech_s'] / 60:.1f} min of speech"
-          f"{whose}; compares with {names['calibration_clips']} real ones, so for alpha {names['smallest_alpha']:.3f} or "
+          f"{whose}; compares with {names['calibration_clips']} others, so for alpha {names['smallest_alpha']:.3f} or "
           f"more; use it with --detector {chosen.out}")
     if names["smallest_alpha"] > ALPHA:
         result.notes.append((f"alpha {ALPHA}", "needs 19 of them, about four minutes of speech"))
