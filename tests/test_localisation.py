@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lib.audit import localisation
 from lib.audit.localisation import (
     KINDS,
     Edit,
@@ -13,6 +14,7 @@ from lib.audit.localisation import (
     over_sentences,
     overlaps,
 )
+from lib.data.channel import apply_channel
 from lib.evaluate import metrics
 from lib.settings import load_settings
 from tests.conftest import toy_speech
@@ -111,3 +113,18 @@ def test_pauses_lie_below_every_map_alike():
     assert (found[:, 1:] == values[:, 1:]).all() and (found[:, 0] < 1.0).all() and (found[:, 0] > 0.99).all()
     assert (masked(np.ones((2, 3)), active)[:, 0] < 1).all(), "activity alone is a map"
     assert masked(values, np.zeros(3, bool)) is values
+
+
+def test_all_maps_of_a_clip_from_one_pass(tiny_detector, monkeypatch):
+    audio, active = apply_channel(toy_speech(1.5, 3), tiny_detector.settings.channel)
+    explanation = tiny_detector.explain_prepared(audio, active)
+    monkeypatch.setattr(localisation, "saliency", lambda *_: np.ones(explanation.map.shape))
+    maps = localisation.drawn_maps(tiny_detector, None, audio, active)
+    assert list(maps)[0] == f"{tiny_detector.map_kind} (ours)" and len(maps) == len(set(maps)) == 9
+    assert {values.shape for values in maps.values()} == {explanation.map.shape}
+    inside = explanation.active
+    assert np.allclose(maps[f"{tiny_detector.map_kind} (ours)"][:, inside], explanation.map[:, inside])
+    plain = tiny_detector.explain_prepared(audio, active, kind="none")
+    assert np.allclose(maps["product, no scaling"][:, inside], np.prod(plain.levels, axis=0)[:, inside])
+    for values in maps.values():
+        assert inside.all() or values[:, ~inside].max() < values[:, inside].min(), "pauses lie lowest in every map"

@@ -215,11 +215,10 @@ def drawn_maps(detector: Detector, classifier: SupervisedResNet, audio: np.ndarr
     kinds = dict.fromkeys((own, "signed", "element", "frequency", "none"))
     drawn = {kind: detector.explanation(picture, levels, active, kind=kind) for kind in kinds}
     plain = drawn["none"]
-    noise = random_map(plain.map.shape, 0, str(len(audio)))
     maps = {f"{kind} (ours)" if kind == own else f"{kind} scaling": each.map for kind, each in drawn.items()} | {
         "product, no scaling": np.prod(plain.levels, axis=0), "log-energy": plain.image[0],
-        "activity": plain.active + 1e-3 * noise,  # where speech is, in no order
-        "saliency": saliency(classifier, audio, active), "random": noise}
+        "saliency": saliency(classifier, audio, active),
+        "activity": random_map(plain.map.shape, 0, str(len(audio)))}  # masked noise: where speech is, and nothing else
     return {name: masked(values, plain.active) for name, values in maps.items()}
 
 
