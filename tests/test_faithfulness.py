@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.audit.faithfulness import SHARES, STRETCH, curve_areas, exchange_curves, exchanged
+from lib.audit.faithfulness import SHARES, STRETCH, curve_areas, exchange_curves, exchanged, slider_panel
 
 VALUES = np.array([0, 3, 0, 0, 6, 0, 0, 1, 0, 0], dtype=np.float32)  # of the fake's stretches; the real clip is silent
 ORDER = np.argsort(-VALUES, kind="stable")
@@ -54,3 +54,16 @@ def test_an_exchange_fades_at_its_seams_only():
     assert (mixed[STRETCH + 40 : 3 * STRETCH - 40] == 1).all()
     assert np.abs(np.diff(mixed)).max() < 0.02
     assert (exchanged(inside, outside, np.ones(4, bool)) == 1).all(), "all of it is the other clip to the last sample"
+
+
+def test_sliders_draw_the_scores_and_the_share_beyond_the_line():
+    random, saved = np.random.default_rng(0), {"kinds": np.array(["none", "frequency"])}
+    for name, middle in (("fitted", 0.0), ("held out", 0.0), ("real", 0.0), ("world", -3.0)):
+        saved[f"bands/{name}"] = random.normal(middle, 1, (40, 2, 3, 6)).astype(np.float32)
+        for kind in saved["kinds"]:
+            saved |= {f"map/{name}/{kind}/{level}": random.normal(size=(12, 20)) for level in (1, 2, 3)}
+    aucs = {score: slider_panel(saved, 2, "none", score).axes[2].lines[0].get_xdata()[0]
+            for score in ("mean", "one-sided", "two-sided")}
+    assert aucs["mean"] == 0 and aucs["one-sided"] < 0.5 and aucs["two-sided"] == 1, "too normal, seen both ways"
+    labels = [text.get_text() for text in slider_panel(saved, 1, "none", "two-sided").axes[1].get_legend().get_texts()]
+    assert "world: 100% beyond the line" in labels

@@ -1,5 +1,5 @@
-"""Owns what maps are read for (notebook 40) and the checks of their honesty (notebook 41): deletion and insertion,
-random networks, correlation with energy."""
+"""Owns what maps are read for (notebook 40), the checks of their honesty (notebook 41: deletion and insertion, random
+networks, correlation with energy), and the small statistics behind the sliders of notebook 05."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import scipy.stats
+from matplotlib.figure import Figure
 
 from lib import seeds
 from lib.data.audio import read_audio
@@ -18,10 +19,10 @@ from lib.data.clips import crop_start
 from lib.data.packages import EMBEDDED, VOICES, package_root, phone_labels
 from lib.detector import Detector
 from lib.evaluate import metrics
-from lib.model.discrepancy import Explanation
+from lib.model.discrepancy import Explanation, band_means
 from lib.model.images import hop_samples
 from lib.model.pyramid import initialise
-from lib.paths import DATA, clocked
+from lib.paths import DATA, SHIPPED, clocked
 from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 CURVES = ("deletion", "insertion")
 STRETCH = 1600
 """Samples (100 ms) that are exchanged together."""
+SLIDERS, SHOWN_S = SHIPPED.parent / "statistics.npz", 2.5
+"""What ships of `slider_statistics`, and the seconds of its maps."""
 
 
 # --- what a map is read for ---------------------------------------------------------------------------------------
@@ -237,3 +240,60 @@ def energy_correlation(detector: Detector, clips: list[tuple[np.ndarray, np.ndar
             correlations.append(scipy.stats.spearmanr(values, level)[0])
         rows.append({"scaling": kind, "correlation with log-energy": float(np.mean(correlations)), "clips": len(clips)})
     return pd.DataFrame(rows)
+
+
+def slider_statistics(study: Study, experiment: str, most: int = 60) -> dict[str, np.ndarray]:
+    """Of an experiment's detector, about 1 MB: `bands/GROUP` (clip, kind, level, band), means of scaled maps over
+    active frames, of real speech (fitted, held out, real) and of every copying generator, `most` clips each; and
+    `map/GROUP/KIND/LEVEL` (frequency, frame) of one real test clip and of its copies."""
+    detector, test = study.detector(experiment), study.test(experiment, only="test")
+    real, copies = (test[test.role == role] for role in ("bonafide", "copysynth"))
+    parent, saved = real[real.clip_id.isin(copies.parent)].clip_id.iloc[0], {"kinds": np.array(detector.kinds)}
+    groups = {"fitted": study.part(experiment, "scaling"), "held out": study.part(experiment, "threshold"),
+              "real": real, **dict(list(copies.groupby("generator", sort=False)))}
+    for name, clips in groups.items():
+        shown = (clips.clip_id == parent) | (clips.parent == parent)
+        some, rows = clips[shown | (np.arange(len(clips)) % -(-len(clips) // most) == 0)], []
+        for clip_id, clip in zip(some.index, study.prepared(some)):
+            picture, levels = detector.clip_residuals(*clip)
+            for kind in detector.kinds:
+                maps = [detector.scaling.apply(index, values, kind) for index, (values, _) in enumerate(levels)]
+                rows.append(band_means([drawn[:, mask] for drawn, (_, mask) in zip(maps, levels)], 6))
+                for level, drawn in enumerate(maps if shown[clip_id] else (), 1):
+                    frames = round(SHOWN_S / study.settings.view.hop_s * drawn.shape[1] / picture.shape[-1])
+                    saved[f"map/{name}/{kind}/{level}"] = drawn[:, :frames].numpy().astype(np.float16)
+        saved[f"bands/{name}"] = np.stack(rows).reshape(len(some), len(detector.kinds), len(levels), -1)
+    return saved
+
+
+def slider_panel(saved: dict[str, np.ndarray], level: int = 1, kind: str = "frequency", score: str = "mean",
+                 alpha: float = 0.05, copy: str = "world") -> Figure:
+    """Maps of one `level` of a real clip and of its `copy`; scores of both groups and the line that a share `alpha` of
+    held-out real speech exceeds; the AUC of every generator. `score`: the mean of the map, or the root mean square of
+    z, its band means in deviations of fitted real speech (two-sided), or of max(z, 0) (one-sided)."""
+    place, figure, scores = saved["kinds"].tolist().index(kind), Figure(figsize=(13, 4.2)), {}
+    bands = {name[6:]: values[:, place, level - 1] for name, values in saved.items() if name.startswith("bands/")}
+    middle, spread = bands["fitted"].mean(0), bands.pop("fitted").std(0) + 1e-9
+    for name, values in bands.items():
+        z = (values - middle) / spread
+        squares = (np.maximum(z, 0) if score == "one-sided" else z) ** 2
+        scores[name] = values.mean(1) if score == "mean" else np.sqrt(squares.mean(1))
+    axes = figure.subplot_mosaic([["real", "all", "auc"], [copy, "all", "auc"]])
+    held, real = np.sort(scores.pop("held out")), scores["real"]
+    line = held[-max(1, int(alpha * (len(held) + 1)))]
+    limits = np.quantile(saved[f"map/real/{kind}/{level}"], (0.5, 0.995)).astype(float)
+    edges = np.histogram_bin_edges(np.concatenate([real, scores[copy], held]), 25)
+    for name in ("real", copy):
+        drawn, (low, high) = saved[f"map/{name}/{kind}/{level}"].astype(float), limits
+        axes[name].imshow(drawn, vmin=low, vmax=high, cmap="magma", origin="lower", extent=(0, SHOWN_S, 0.06, 6))
+        axes[name].set(title=f"map of level {level}: {name}", xlabel="time (s)", ylabel="kHz")
+        share = np.mean(scores[name] >= line)
+        axes["all"].hist(scores[name], edges, alpha=0.6, label=f"{name}: {share:.0%} beyond the line")
+    axes["all"].axvline(line, color="black", linestyle="--", linewidth=1)
+    axes["all"].set(xlabel=f"anomaly ({score})", ylabel="clips", title=f"line: alpha {alpha:g} of held-out real speech")
+    axes["all"].legend()
+    aucs = {name: metrics.area_under_curve(-real, -values) for name, values in scores.items() if name != "real"}
+    axes["auc"].plot(list(aucs.values()), list(aucs), "o")
+    axes["auc"].axvline(0.5, color="grey", linewidth=1)
+    axes["auc"].set(xlim=(-0.02, 1.02), xlabel="AUC (0.5 is guessing)", title="real test speech against each copy")
+    return figure
