@@ -15,8 +15,23 @@ from lib.cli import COMMANDS, Input, Output, OutputFolder
 from lib.paths import UsageError, require_outputs
 
 
+class Once(argparse._StoreAction):
+    """An option's value; a second one would go unseen, and is an error."""
+
+    def __call__(self, reader: argparse.ArgumentParser, chosen: argparse.Namespace, value: object,
+                 name: str | None = None) -> None:
+        if name and name in (given := vars(chosen).setdefault("given", [])):
+            reader.error(f"{name} is given twice")
+        given.append(name) if name else None
+        super().__call__(reader, chosen, value, name)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line that name the nearest known option."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.register("action", None, Once)
 
     def error(self, message: str) -> None:
         raise UsageError(f"{message} (see: {self.prog} --help)")

@@ -177,7 +177,8 @@ def require_outputs(outputs: Iterable[str], inputs: Iterable[Path | str], folder
         try:
             held = {each.name for each in path.iterdir()} if path.is_dir() else set()
             base = next(folder for folder in path.absolute().parents if folder.exists())
-            rules = [
+            rules = [  # the folder of a name with `..` may come to be later, and lead elsewhere then
+                (".." in path.parts and not path.parent.exists(), "leads through a folder that is not there"),
                 (SHIPPED in (path.resolve(), *path.resolve().parents), "belongs to the detector that ships"),
                 (path.is_file() and path.name in DETECTOR_FILES, "belongs to a detector"),
                 (any(map(functools.partial(_same, name), inputs)), "is read, and would be written"),

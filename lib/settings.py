@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import re
 import typing
 from dataclasses import dataclass, field
@@ -11,14 +12,10 @@ from typing import Annotated, Literal
 
 from lib.paths import UsageError, digest_of
 
-RATE_HZ = 16000
-"""The sample rate of everything in the study."""
-Count = Annotated[int, (1, 10_000_000)]  # types with the range in which a number may lie
-Seconds = Annotated[float, (0.001, 1)]
-ClipSeconds = Annotated[float, (0.3, 60)]
-Hertz = Annotated[float, (0, RATE_HZ / 2)]
-Dispersion = Annotated[float, (0, 0.1)]
-Width = Annotated[int, (1, 128)]
+RATE_HZ = 16000  # the sample rate of everything in the study
+Count, Width = Annotated[int, (1, 10_000_000)], Annotated[int, (1, 128)]  # types with the range of a number
+Seconds, ClipSeconds = Annotated[float, (0.001, 1)], Annotated[float, (0.3, 60)]
+Hertz, Dispersion = Annotated[float, (0, RATE_HZ / 2)], Annotated[float, (0, 0.1)]
 
 
 class SettingsError(UsageError):
@@ -63,6 +60,8 @@ PLANES = ("level", "advance", "delay", "short", "pulse")
 bin (group delay); log-magnitude through a short window, and through a shorter one four times a hop (glottal pulses)."""
 SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
 """Teachers whose weights torchaudio downloads."""
+DAMAGES = tuple("average of periods,contrast of harmonics,smoothing over frequency,smoothing over time,jitter of level,"
+                "smoothing of group delay,drift of phase,scrambling of phase,noise for harmonics".split(","))
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Network:
     student_planes: tuple[Literal[PLANES], ...] = ("level",)  # planes that the student sees; empty: all of the view's
     standardise: bool = True  # teacher features of mean 0 and deviation 1 on real speech; off is the published form
     levels: Annotated[int, (1, 4)] = 3  # residual stages in the pyramid
-    stem: Annotated[int, (1, 15)] = 7  # side of the first convolution; odd
+    stem: Literal[tuple(range(1, 16, 2))] = 7  # side of the first convolution
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Training:
     learning_rate: Annotated[float, (1e-9, 100)] = 2e-3  # the highest of a cycle
     weight_decay: Annotated[float, (0, 1)] = 1e-4
     augment: bool = False  # equaliser tilt, level and noise on bona fide training speech
-    without: str = ""  # a kind of lib.model.perturbations.KINDS that the teacher does not learn: leave one out
+    without: Literal["", *DAMAGES] = ""  # a kind of damage that the teacher does not learn: leave one out
     check_every: Count = 100  # steps between two looks at the bona fide validation loss
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -167,6 +166,8 @@ class Settings:
             owner = getattr(result, section) if section else result
             changed = dataclasses.replace(owner, **{key: _converted(name, value, type(owner), key)})
             result = dataclasses.replace(result, **{section: changed}) if section else changed
+        if wrong := [pair for pair in ORDERED if operator.ge(*map(result.options().get, pair))]:
+            raise SettingsError("option {!r} has to be less than {!r}".format(*wrong[0]))
         return result
 
     def _implied(self, changes: dict[str, object]) -> dict[str, object]:
@@ -178,8 +179,8 @@ class Settings:
             for name in ("student_steps", "check_every"):
                 implied[f"training.{name}"] = max(1, round(getattr(self.training, name) * share))
         now = self.options() | implied
-        had, has = (name == "perturbation" for name in
-                    (self.network.teacher, changes.get("network.teacher", now["network.teacher"])))
+        had, has = (each == "perturbation" for each in (
+            self.network.teacher, changes.get("network.teacher", now["network.teacher"])))
         if had and not has and now["scoring.scaling"] == "read":
             implied |= SIGNED
         elif has and not had and SIGNED.items() <= now.items():
@@ -192,6 +193,7 @@ SIGNED = {"scoring.scaling": "signed", "scoring.pooling": "two_sided"}
 """How a teacher with readers is scored, and the next best without (notebook 20)."""
 
 
+ORDERED = (("data.min_s", "data.max_s"), ("channel.low_hz", "channel.high_hz"))
 ROLES = ("data.train", "data.validation", "data.test", "data.single")
 ROLE_STARTS = r"[+,](?=\s*(?:[\w-]+(?:@\w+)?:|embedded\b))"  # of a corpus; a folder's name may hold + and , too
 
@@ -213,9 +215,9 @@ def _single(name: str, value: object, kind: object) -> object:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     value = value.strip() if isinstance(value, str) else value
     if origin is Literal:
-        if value not in arguments:
-            raise SettingsError(f"option {name!r} is one of {', '.join(arguments)}, not {value!r}")
-        return value
+        if str(value) not in (texts := [str(each) for each in arguments]):
+            raise SettingsError(f"option {name!r} is one of {', '.join(filter(None, texts))}, not {value!r}")
+        return arguments[texts.index(str(value))]
     plain, (low, high) = arguments if origin is Annotated else (kind, (0, 0))
     try:
         if plain is bool:
@@ -255,8 +257,7 @@ _STFPM = {
 RECIPES: dict[str, dict[str, object]] = {
     # Ours: a teacher that names designed damage, all planes for it, the magnitude for the student, readings scored.
     "readings": {name: Settings().options()[name] for name in _STFPM},
-    # Wang et al. 2021 with the discrepancy scaling of Coletta et al. 2025: an ImageNet teacher, a student of its
-    # architecture, one plain image for both, features as they come, SGD, the maximum of the product over levels.
+    # Wang et al. 2021, scaling of Coletta et al. 2025: an ImageNet teacher, one plain image, maximum of the product.
     "stfpm": _STFPM,
 }
 
@@ -274,9 +275,8 @@ def load_settings(preset: str = "study", seed: int = 0, options: str | dict[str,
 
 
 def parse_options(texts: str | list[str]) -> dict[str, str]:
-    """`"seed=1,training.batch=4"`, or several such texts, as a mapping: the one parser of the command and of notebooks.
-    A comma parts options only before another one, so a list or a path may hold commas. Raises SettingsError for a text
-    without an equals sign and for a name that is given twice."""
+    """`"seed=1,training.batch=4"`, or several such texts, as a mapping, for the command and notebooks. A comma parts
+    options only before another one: a path may hold it. Raises SettingsError for a name that is given twice."""
     options: dict[str, str] = {}
     for text in [texts] if isinstance(texts, str) else texts:
         parts = re.split(r",(?=\s*(?:\w+\.\w+|seed|preset|recipe)\s*=)", text)

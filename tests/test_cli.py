@@ -80,6 +80,8 @@ def test_usage_errors_are_one_line_and_name_the_nearest(capsys):
     ("score a.wav --manifest m.csv --out o", "FILE does not go"),
     ("score --manifest m.csv --out o --jobs 2", "--jobs does not"),
     ("score --manifest m.csv --out o --json j", "--json does not go"), ("score --manifest m.csv", "needs --out"),
+    ("score a.wav --json a --json b", "--json is given twice"), ("report a.wav --alpha 0.1 --alpha=0.2", "given twice"),
+    ("study --plan --preset smoke --preset study", "--preset is given twice"),
     ("score a.wav --jobs 0", "a whole number from 1 on, not '0'"), ("score a.wav --jobs x", "not 'x'"),
     ("score a.wav --channel -1", "from 0 on, not '-1'"), ("report a.wav --channel=-1", "from 0 on, not '-1'"),
     ("score a.wav --alpha 0,05", "alpha: expected a number between 0 and 1, such as 0.05, not '0,05'"),
@@ -141,6 +143,8 @@ def test_an_output_that_is_an_input_is_a_usage_error(capsys, arguments, tmp_path
     ("calibrate a.wav --out {shipped}/mine", "belongs to the detector that ships"),
     ("score a.wav --json {shipped}/o.json", "belongs to the detector that ships"),
     ("calibrate a.wav --out a.txt", "a.txt is there already, and is no folder"),
+    ("calibrate a.wav --out new/../folder", "leads through a folder that is not there"),
+    ("score a.wav --json new/../d/detector.json", "leads through a folder that is not there"),
     ("calibrate a.wav --out folder", "folder holds other files"), ("calibrate a.wav --detector d --out d", "d is read"),
     ("data --corpus csv --root folder --out folder/m.csv", "folder/m.csv is there already, inside the corpus"),
 ])

@@ -19,7 +19,7 @@ from lib.detector import Detector
 from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError
 from lib.model.images import image
-from lib.paths import shown
+from lib.paths import UsageError, shown
 from lib.recordings.corpus import calibrate, judged_all, listed, recordings_below
 from lib.recordings.explaining import (
     BANDS,
@@ -535,6 +535,23 @@ def test_calibration_names_a_recording_unlike_the_others(saved_detector, speech,
     monkeypatch.setattr("lib.recordings.corpus.judged", marked)
     (name, text), = calibrate(speech, tmp_path / "own", saved_detector).notes
     assert name == str(speech[3]) and "unlike the others, anomaly 9.00" in text
+
+    def known(detector, path, *rest):  # two fakes hide each other, but not from the real speech of the detector
+        changes = {"anomaly": 9.0, "p_value": 0.002, "verdict": FAKE, "says": "lines"}
+        return dataclasses.replace(judged(detector, path, *rest), **(changes if path in speech[3:5] else {}))
+
+    monkeypatch.setattr("lib.recordings.corpus.judged", known)
+    notes = calibrate(speech, tmp_path / "own", saved_detector).notes
+    assert notes == [(str(path), "anomalous: lines, p 0.002; is it real speech?") for path in speech[3:5]]
+
+
+@pytest.mark.parametrize("name", ["notes", "new/../notes"])
+def test_calibration_removes_no_other_folder(saved_detector, clip, tmp_path, name):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="name another output"):
+        calibrate([clip], tmp_path / name, saved_detector)
+    assert (tmp_path / "notes" / "a.txt").read_text() == "keep me"
 
 
 def test_an_interrupted_calibration_leaves_the_earlier_one_whole(saved_detector, speech, tmp_path, monkeypatch):

@@ -69,7 +69,9 @@ def test_crlf_bom_blank_lines_and_gzip(tmp_path):
     assert read_scores(path)["score"].tolist() == [1.0, -2.0]
 
 
-def test_a_header_with_outer_spaces_and_a_damaged_archive(tmp_path):
+def test_a_header_with_spaces_and_a_damaged_archive(tmp_path):
+    assert read_scores(saved(tmp_path, "filename cm-score\na 1\nb  2\n"))["score"].tolist() == [1.0, 2.0]
+    assert read_key(saved(tmp_path, "filename cm-label\na spoof\n"))["label"].tolist() == ["spoof"]
     assert read_scores(saved(tmp_path, "filename\tcm-score \na\t1\n"))["score"].tolist() == [1.0]
     assert read_key(saved(tmp_path, "filename \tcm-label\r\na\tspoof\n"))["label"].tolist() == ["spoof"]
     packed = bytearray(gzip.compress(b"filename\tcm-score\n" + b"".join(b"a%d\t%d\n" % (n, n * n) for n in range(999))))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.model.perturbations import KINDS
 from lib.settings import PRESETS, RECIPES, Settings, SettingsError, load_settings, parse_options
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +109,8 @@ def test_every_number_has_a_range():
     numbers = [name for name, value in Settings().options().items() if type(value) in (int, float)]
     assert len(numbers) > 30
     for name in numbers:
+        if typing.get_origin(annotation(name)) is typing.Literal:
+            continue
         _, (low, high) = typing.get_args(annotation(name))
         for value in (low - 1, high * 2 + 1, float("nan")):
             with pytest.raises(SettingsError, match=name):
@@ -116,8 +119,20 @@ def test_every_number_has_a_range():
 
 def test_every_choice_is_named():
     for name, value in Settings().options().items():
-        if type(value) is str and name not in ("run.device", "training.without"):  # machine's devices; a kind of damage
+        if type(value) is str and name != "run.device":  # what there is depends on the machine
             assert value in typing.get_args(annotation(name))
+    assert typing.get_args(annotation("training.without")) == ("", *KINDS)
+    assert load_settings("smoke", 0, "network.stem=3,training.without=drift of phase").network.stem == 3
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ("network.stem=4", "'network.stem' is one of 1, 3, 5"), ("training.without=echo", "one of average of periods, "),
+    ("data.min_s=9,data.max_s=3", "'data.min_s' has to be less than 'data.max_s'"),
+    ("channel.low_hz=5000,channel.high_hz=300", "'channel.low_hz' has to be less than 'channel.high_hz'")])
+def test_options_that_do_not_go_together_are_refused(options, words):
+    with pytest.raises(SettingsError, match=words):
+        load_settings("smoke", 0, options)
+    assert load_settings("smoke", 0, "data.min_s=9,data.max_s=12").data.min_s == 9
 
 
 @pytest.mark.parametrize(("texts", "options"), [

@@ -67,7 +67,7 @@ def _first_line(path: Path) -> str:
 
 
 def _is_header(line: str, names: list[str]) -> bool:
-    return [field.strip() for field in line.split("\t")] == names
+    return line.split() == names
 
 
 def _refuse_duplicates(path: Path, ids: pd.Series) -> None:
@@ -95,8 +95,9 @@ def read_scores(path: str | os.PathLike) -> pd.DataFrame:
     """
     path = Path(path)
     form = _form_of(path)
-    tabbed, width, rows, problems = form == "asvspoof5", FORMS[form], [], []
-    for number, line in list(_lines(path))[int(tabbed):]:
+    headed, width, rows, problems = form == "asvspoof5", FORMS[form], [], []
+    tabbed = headed and "\t" in _first_line(path)  # where tabs became spaces, ids have none
+    for number, line in list(_lines(path))[int(headed):]:
         fields = line.split("\t" if tabbed else None)
         try:
             score = float(fields[-1])
@@ -167,7 +168,7 @@ def read_key(path: str | os.PathLike) -> pd.DataFrame:
     """
     path = Path(path)
     first = _first_line(path)
-    tabbed, width = _is_header(first, KEY_HEADER), len(first.split())
+    headed, width = _is_header(first, KEY_HEADER), len(first.split())
     if {"clip_id", "label"} <= set(first.split(",")):
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -176,11 +177,11 @@ def read_key(path: str | os.PathLike) -> pd.DataFrame:
         table = table.rename(columns={} if "attack" in table else {"generator": "attack"})
         table = table.reindex(columns=KEY_COLUMNS, fill_value="")
         _refuse_some(path, "labels bonafide or spoof", {*table["label"]} - {*LABELS}, "Spell them so.")
-    elif tabbed or width in PROTOCOLS:
-        width, at = (2, (None, 0, None, 1, None, None, None)) if tabbed else (width, PROTOCOLS[width])
+    elif headed or width in PROTOCOLS:
+        width, at = (2, (None, 0, None, 1, None, None, None)) if headed else (width, PROTOCOLS[width])
         rows, problems = [], []
-        for number, line in list(_lines(path))[int(tabbed):]:
-            fields = line.split("\t" if tabbed else None)
+        for number, line in list(_lines(path))[int(headed):]:
+            fields = line.split("\t" if headed and "\t" in first else None)
             if len(fields) != width or fields[at[3]] not in LABELS:
                 problems.append(f"line {number}: expected {width} columns with bonafide or spoof in column "
                                 f"{at[3] + 1}, found {line[:80]!r}")

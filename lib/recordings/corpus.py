@@ -25,7 +25,7 @@ from lib.data.channel import FRAME
 from lib.data.scorefiles import ScoreFileError, write_scores
 from lib.engine import Engine, in_processes
 from lib.model.checkpoints import DetectorError
-from lib.paths import atomic, clear_stale, digest_of, shown, write_json
+from lib.paths import atomic, clear_stale, digest_of, require_outputs, shown, write_json
 from lib.recordings.judging import REASONS, Limits, Recording, judged, load_detector
 from lib.settings import RATE_HZ
 
@@ -222,11 +222,11 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
               name: str = "") -> Calibrated:
     """Recalibrate a detector on real speech of one source or person and save it in `out`, whole or not at all.
 
-    Left out are files that cannot be read, hold too little speech or the sound of another one, or are outside what the
-    detector knows (`Limits`) where most are not. Raises DetectorError for too little speech."""
+    Left out is what cannot be read, holds too little speech or another one's sound, or is outside what the detector
+    knows (`Limits`) where most is not. Raises DetectorError for too little speech, UsageError for an unfit `out`."""
     detector, known, _ = load_detector(folder)
-    paths, left_out = listed(paths)
-    kept, prints = {}, {}
+    (paths, left_out), out, kept, prints = listed(paths), Path(out), {}, {}
+    require_outputs([str(out)], paths, folders=True)
     for path in paths:
         recording, twin = judged(detector, path, known), None
         if recording.parts:
@@ -254,7 +254,6 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
                for recording in kept.values() for part in recording.parts]
     limits = Limits(*np.minimum(np.quantile(covered, 0.02, axis=0), dataclasses.astuple(known)).tolist())
     sheet = {"name": name, "recordings": len(kept), "speech_s": round(sum(each.speech_s for each in kept.values()), 1)}
-    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out.parent) as place:
         new = detector.save(Path(place, "new"))
@@ -266,13 +265,14 @@ def calibrate(paths: Iterable[Path | str], out: Path | str, folder: Path | str |
 
 
 def _unlike(recordings: dict[Path | str, Recording]) -> list[tuple[str, str]]:
-    """Notes on recordings far more anomalous than all others, each judged against the rest."""
+    """Notes on recordings that are far more anomalous than all others, or than the real speech of the detector."""
     anomalies, notes = np.array([recording.anomaly for recording in recordings.values()]), []
-    for index, path in enumerate(recordings if len(recordings) > 4 else []):
-        rest = np.delete(anomalies, index)
-        spread = 1.4826 * np.median(np.abs(rest - np.median(rest)))
-        if anomalies[index] > max(np.median(rest) + 5 * spread, rest.max()):
-            notes.append((str(path), f"unlike the others, anomaly {anomalies[index]:.2f}, theirs {rest.min():.2f} to "
+    for index, (path, recording) in enumerate(recordings.items()):
+        rest, anomaly = np.delete(anomalies, index), anomalies[index]
+        if recording.p_value <= 0.01:
+            notes.append((str(path), f"{recording.words}, p {recording.p_value:.3f}; is it real speech?"))
+        elif len(rest) > 3 and anomaly > max(rest.max(), (m := np.median(rest)) + 7.4 * np.median(np.abs(rest - m))):
+            notes.append((str(path), f"unlike the others, anomaly {anomaly:.2f}, theirs {rest.min():.2f} to "
                           f"{rest.max():.2f}; is it real speech of the same source?"))
     return notes
 
