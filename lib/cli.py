@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.paths import NOTEBOOKS, REPORTS, UsageError, atomic, require_outputs, shown, write_json, write_text
+from lib import paths
+from lib.paths import NOTEBOOKS, REFERENCE, REPORTS, Input, Output, OutputFolder, UsageError, atomic, whole
 from lib.settings import ROLES, checked_alpha, load_settings, parse_options
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple, str]] = {}
 ALPHA = 0.05
-Input, Output, OutputFolder = (type(name, (str,), {}) for name in ("Input", "Output", "OutputFolder"))
-"""Names of files and folders that a command reads, of files that it writes, of a folder that it makes."""
+
 
 
 def option(*names: str, only: str = "", without: str = "", endings: tuple = ("",), **details: object) -> tuple:
@@ -29,15 +29,6 @@ def command(text: str, *options: tuple, kept: str = "nothing was written") -> Ca
         COMMANDS[function.__name__] = function, text, options, kept
         return function
     return registered
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A type of whole numbers from `least` on."""
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text!r}")
-        return int(text)
-    return number
 
 
 PRESET = option("--preset", default="study", help="smoke, study (default), full or paper")
@@ -76,10 +67,9 @@ def study(chosen: argparse.Namespace) -> int:
     if not chosen.plan:
         run_study(settings, changes, only, chosen.start, chosen.force, say=lambda text: print(text, flush=True))
     if chosen.pdf:
-        from lib.report.html import print_page
+        from lib.report.html import print_reports
 
-        for page in [REPORTS / "index.html", *sorted((REPORTS / "html").glob("*.html"))]:
-            print_page(page, REPORTS / "pdf" / f"{page.stem}.pdf")
+        print_reports(REPORTS)
     return 0
 
 
@@ -108,11 +98,20 @@ def train(chosen: argparse.Namespace) -> int:
 
 
 @command("compare the tables of the last run with reports/reference; exit code 1 on any red one", PRESET,
-         option("--reference", type=Input, metavar="DIR", help="compare with a copy of another run's reports/tables"))
+         option("--reference", type=Input, metavar="DIR", help="compare with a copy of another run's reports/tables"),
+         option("--scores", without="reference", action="store_true",
+                help="instead, rebuild the reference run's tables from its score files"))
 def verify(chosen: argparse.Namespace) -> int:
-    from lib.report import exhibits
+    if chosen.scores:
+        from lib.audit.operating_points import TABLES
+        from lib.evaluate import results
 
-    rows = exhibits.verify(load_settings(chosen.preset).preset, chosen.reference)
+        gaps = results.recheck(REFERENCE / "scores", REFERENCE / "full", results.TABLES | TABLES)
+        rows = [(name, "red" if gap > 1e-6 else "green", f"largest difference {gap:.1g}") for name, gap in gaps]
+    else:
+        from lib.report import exhibits
+
+        rows = exhibits.verify(load_settings(chosen.preset).preset, chosen.reference)
     codes = {"green": 32, "amber": 33, "red": 31}
     for table, colour, why in rows:
         print(f"\033[{codes[colour]}m{colour:5s}\033[0m" if sys.stdout.isatty() else f"{colour:5s}", f" {table}: {why}")
@@ -145,23 +144,23 @@ def score(chosen: argparse.Namespace) -> int:
     from lib.recordings import corpus, explaining, judging
 
     alpha, precision = checked_alpha(chosen.alpha or ALPHA), chosen.precision or "fp32"
-    paths, left_out = corpus.listed(chosen.files, chosen.folder)
+    named, left_out = corpus.listed(chosen.files, chosen.folder)
     outputs = list(filter(None, (chosen.json, chosen.csv, chosen.html)))
-    require_outputs(outputs, paths)
-    _tell("left out", left_out)
+    paths.require_outputs(outputs, named)
+    paths.tell("left out", left_out)
     names, recordings = judging.load_detector(chosen.detector, precision)[2], []
     try:
-        for recording in corpus.judged_all(paths, chosen.detector, alpha, chosen.jobs or 1, chosen.channel, precision):
+        for recording in corpus.judged_all(named, chosen.detector, alpha, chosen.jobs or 1, chosen.channel, precision):
             recordings.append(recording)
             print(recording.line, *recording.warnings, sep="\n    note: ", flush=True)
     except KeyboardInterrupt:
         kept = ", ".join(outputs) if recordings else ""
-        print(f"stopped by Ctrl-C after {len(recordings)} of {len(paths)} recordings"
+        print(f"stopped by Ctrl-C after {len(recordings)} of {len(named)} recordings"
               + (f", which are kept in {kept}" if kept else "; nothing was written"), file=sys.stderr)
-    complete = len(recordings) == len(paths)
+    complete = len(recordings) == len(named)
     table = explaining.as_table(recordings)
     if chosen.json and recordings:
-        write_json(chosen.json, explaining.as_json(recordings, names, alpha, left_out, complete))
+        paths.write_json(chosen.json, explaining.as_json(recordings, names, alpha, left_out, complete))
     if chosen.csv and recordings:
         explaining.write_csv(table, chosen.csv)
     if chosen.html and recordings:
@@ -179,7 +178,7 @@ def _score_manifest(chosen: argparse.Namespace) -> int:
     if not chosen.out:
         raise UsageError("--manifest needs --out, the score file to write")
     table = corpus.read_manifest(chosen.manifest, chosen.root)
-    require_outputs([chosen.out, f"{chosen.out}.unscored.csv"], [chosen.manifest, *table.path])
+    paths.require_outputs([chosen.out, f"{chosen.out}.unscored.csv"], [chosen.manifest, *table.path])
     results = corpus.score_manifest(table, chosen.out, current("cpu"), chosen.detector, chosen.form or "asvspoof5")
     if results is None:
         return 0  # the main process speaks for all
@@ -199,7 +198,7 @@ def report(chosen: argparse.Namespace) -> int:
     if chosen.detector and not Path(chosen.detector, "detector.json").exists():
         raise ValueError(f"{chosen.detector}: expected the folder of a saved detector, found no detector.json in it")
     page = chosen.html or f"{Path(chosen.file).stem}.report.html"
-    require_outputs([page], [chosen.file])
+    paths.require_outputs([page], [chosen.file])
     parameters = {"recording": os.path.abspath(chosen.file), "alpha": checked_alpha(chosen.alpha or ALPHA),
                   "detector": os.path.abspath(chosen.detector) if chosen.detector else "",
                   "channel": -1 if chosen.channel is None else chosen.channel}
@@ -217,29 +216,23 @@ def calibrate(chosen: argparse.Namespace) -> int:
     from lib.recordings import corpus
 
     folders = [name for name in chosen.speech if Path(name).is_dir()]
-    paths, left_out = corpus.listed([name for name in chosen.speech if name not in folders], folders, there=True)
-    result = corpus.calibrate(paths, chosen.out, chosen.detector, chosen.name)
-    _tell("left out", result.left_out + left_out)
+    named, left_out = corpus.listed([name for name in chosen.speech if name not in folders], folders, there=True)
+    result = corpus.calibrate(named, chosen.out, chosen.detector, chosen.name)
+    paths.tell("left out", result.left_out + left_out)
     names, whose = result.names, f" of {chosen.name}" if chosen.name else ""
     print(f"{chosen.out}: calibrated on {names['recordings']} recordings, {names['speech_s'] / 60:.1f} min of speech"
           f"{whose}; compares with {names['calibration_clips']} others, so for alpha {names['smallest_alpha']:.3f} or "
           f"more; use it with --detector {chosen.out}")
     if names["smallest_alpha"] > ALPHA:
         result.notes.append((f"alpha {ALPHA}", "needs 19 of them, about four minutes of speech"))
-    _tell("note", result.notes)
+    paths.tell("note", result.notes)
     return 1 if result.left_out else 0
-
-
-def _tell(kind: str, pairs: list[tuple[str, str]]) -> None:
-    for name, text in pairs[:20]:
-        print(f"{kind}: {shown(name)}: {text}", file=sys.stderr)
-    if len(pairs) > 20:
-        print(f"{kind}: {len(pairs) - 20} more", file=sys.stderr)
 
 
 @command("error rates of a score file in one of the ASVspoof forms; score up = bona fide",
          option("scores", type=Input, metavar="SCOREFILE"),
          option("key", type=Input, metavar="KEYFILE", nargs="?", help="default: the labels of the score file itself"),
+         option("--manifest", type=Input, metavar="FILE", help="path, label, corpus of each: AUC, found, false alarms"),
          option("--json", type=Output, metavar="FILE", help="write every number"),
          option("--det", type=Output, endings=(".png", ".svg"), metavar="FILE", help="draw the error trade-off"))
 def evaluate(chosen: argparse.Namespace) -> int:
@@ -247,6 +240,11 @@ def evaluate(chosen: argparse.Namespace) -> int:
 
     from lib.evaluate import results
 
+    if chosen.manifest:
+        from lib.evaluate.systems import outside_text
+
+        print(outside_text(Path(chosen.scores), Path(chosen.manifest)))
+        return 0
     numbers = results.evaluate(chosen.scores, chosen.key)
     for text in numbers["warnings"]:
         print(f"warning: {text}", file=sys.stderr)
@@ -257,7 +255,7 @@ def evaluate(chosen: argparse.Namespace) -> int:
         print(f"  {row['attack'] or '(unnamed)':24s} {row['spoof']:7d} spoof  EER {row['eer']:8.4%}  "
               f"AUC {row['auc']:.4f}  min DCF {row['min_dcf']:.4f}")
     if chosen.json:  # by pandas, which writes null for what is no number
-        write_text(chosen.json, pd.Series({"schema": 1, **numbers}).to_json(indent=1, double_precision=15) + "\n")
+        paths.write_text(chosen.json, pd.Series({"schema": 1, **numbers}).to_json(indent=1, double_precision=15) + "\n")
     if chosen.det:
         results.write_det(chosen.scores, chosen.key, chosen.det)
     return 0

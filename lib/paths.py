@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -10,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -203,3 +205,24 @@ def _same(one: Path | str, other: Path | str) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return False
+
+
+Input, Output, OutputFolder = (type(name, (str,), {}) for name in ("Input", "Output", "OutputFolder"))
+"""Names of files and folders that a command reads, of files that it writes, of a folder that it makes."""
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type of whole numbers from `least` on."""
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text!r}")
+        return int(text)
+    return number
+
+
+def tell(kind: str, pairs: list[tuple[str, str]]) -> None:
+    """Say of each (name, text) on standard error that it is `kind`; of many, the first 20."""
+    for name, text in pairs[:20]:
+        print(f"{kind}: {shown(name)}: {text}", file=sys.stderr)
+    if len(pairs) > 20:
+        print(f"{kind}: {len(pairs) - 20} more", file=sys.stderr)

@@ -58,8 +58,7 @@ class Channel:
 PLANES = ("level", "advance", "delay", "short", "pulse")
 """Groups of planes of the image: log-magnitude; cosine and sine of the phase step from frame to frame, and from bin to
 bin (group delay); log-magnitude through a short window, and through a shorter one four times a hop (glottal pulses)."""
-SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")
-"""Teachers whose weights torchaudio downloads."""
+SPEECH_MODELS = ("wav2vec2", "hubert", "wavlm")  # teachers whose weights torchaudio downloads
 DAMAGES = tuple("average of periods,contrast of harmonics,smoothing over frequency,smoothing over time,jitter of level,"
                 "smoothing of group delay,drift of phase,scrambling of phase,noise for harmonics".split(","))
 
@@ -98,6 +97,8 @@ class Training:
     learning_rate: Annotated[float, (1e-9, 100)] = 2e-3  # the highest of a cycle
     weight_decay: Annotated[float, (0, 1)] = 1e-4
     augment: bool = False  # equaliser tilt, level and noise on bona fide training speech
+    chains: bool = False  # every second bona fide clip through a random recording chain first: what is normal
+    denoise: bool = False  # the student hears damaged speech, and learns the teacher's features of the undamaged
     without: Literal["", *DAMAGES] = ""  # a kind of damage that the teacher does not learn: leave one out
     check_every: Count = 100  # steps between two looks at the bona fide validation loss
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -191,8 +192,6 @@ class Settings:
 READ = {"scoring.scaling": "read", "scoring.pooling": "one_sided"}
 SIGNED = {"scoring.scaling": "signed", "scoring.pooling": "two_sided"}
 """How a teacher with readers is scored, and the next best without (notebook 20)."""
-
-
 ORDERED = (("data.min_s", "data.max_s"), ("channel.low_hz", "channel.high_hz"))
 ROLES = ("data.train", "data.validation", "data.test", "data.single")
 ROLE_STARTS = r"[+,](?=\s*(?:[\w-]+(?:@\w+)?:|embedded\b))"  # of a corpus; a folder's name may hold + and , too

@@ -17,8 +17,9 @@ from torch import nn
 from tqdm import tqdm
 
 from lib import seeds
-from lib.data.channel import ClipReader, PreparedClips, voice_weights
+from lib.data.channel import Alter, ClipReader, PreparedClips, voice_weights
 from lib.data.clips import prepare, require_bonafide, save_table, validation_parts
+from lib.data.degradations import half_recorded
 from lib.data.generators import available
 from lib.data.packages import CorpusError
 from lib.detector import Detector
@@ -36,8 +37,7 @@ BLOCK = 64  # clips whose statistics are written together: what a kill can cost
 
 
 say = partial(print, flush=True)
-say_once = cache(say)
-"""A notebook asks for the same networks many times: the line that names them is printed once."""
+say_once = cache(say)  # a notebook asks for the same networks many times
 
 
 @cache
@@ -84,8 +84,6 @@ class Study:
         named = {name.replace("__", "."): value for name, value in changes.items()}
         return Study(self.settings.with_options(named), self.notebook)
 
-    # --- data ---------------------------------------------------------------------------------------------------------
-
     @cached_property
     def clips(self) -> pd.DataFrame:
         """The clip table (lib.data.clips.prepare). The split and every choice of clips come from seed 0 whatever the
@@ -131,21 +129,26 @@ class Study:
         development, test = (self.clips[experiment] == "development") | parents, self.clips[experiment] == "test"
         return self.clips[{"test": test, "development": development}.get(only, test | development)]
 
-    def prepared(self, clips: pd.DataFrame) -> PreparedClips:
+    def prepared(self, clips: pd.DataFrame, alter: Alter | None = None) -> PreparedClips:
         """Clips after the shared channel, (audio (samples,), active (20 ms frame,)), read when asked for."""
-        return PreparedClips([DATA / path for path in clips.path], self.settings.channel)
+        return PreparedClips([DATA / path for path in clips.path], self.settings.channel, alter)
 
-    # --- networks -----------------------------------------------------------------------------------------------------
+    @property
+    def alter(self) -> Alter | None:
+        """What happens to bona fide speech before anything but thresholds is fitted on it (`training.chains`)."""
+        return half_recorded if self.settings.training.chains else None
 
     def key(self, experiment: str, student: bool) -> str:
         """The name of an experiment's student or teacher, made of all that its training depends on."""
         settings, network = self.settings, self.settings.network
-        skipped = ("teacher_steps", "teacher_steps_many", "student_steps", "augment")  # of one training alone
-        training = {name: each for name, each in vars(settings.training).items() if name not in skipped and each != ""}
+        own_steps = ("teacher_steps", "teacher_steps_many", "student_steps", "augment", "denoise")  # of one training
+        training = {name: each for name, each in vars(settings.training).items()
+                    if name not in own_steps and each not in ("", False)}
         own = ["teacher", network.teacher, network.teacher_width, network.levels, network.stem, network.standardise]
         if student:
             teacher = self.key(experiment, student=False)
             own = ["student", dataclasses.asdict(network), settings.training.augment, teacher]
+            own += ["restores"] * settings.training.denoise
         _, train, selection = self._fitted_on(experiment, student)
         drawn = [] if voice_weights(train.speaker) is None else ["voices by the root of their clips"]
         return digest_of([
@@ -192,7 +195,7 @@ class Study:
         what = f"student: {experiment}" if student else f"teacher: {TITLES.get(name, name)}"
         say_once(f"{what}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
         settings = self.settings.with_options({"training.teacher_steps": self.steps(experiment, student=False)})
-        readers = (ClipReader(clips, settings.channel) for clips in (train, selection))
+        readers = (ClipReader(clips, settings.channel, alter=self.alter) for clips in (train, selection))
         with seeds.threads(settings.run.training_threads):
             return work(*readers, settings, self.checkpoint(experiment, student), self.key(experiment, student), say)
 
@@ -209,7 +212,7 @@ class Study:
         @clocked("statistics")
         def make() -> Detector:
             detector = Detector(self.settings, self.teacher(experiment)[0], self.student(experiment)[0])
-            detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
+            detector.fit_scaling(self.prepared(scaling, self.alter), scaling.clip_id.tolist())
             detector.fit_threshold(self.prepared(threshold), threshold.clip_id.tolist())
             return detector
 
@@ -217,8 +220,6 @@ class Study:
         detector = kept(path, make, lambda made, path: made.save(path.parent), lambda path: Detector.load(path.parent))
         detector.key, detector.scaling_part = key, scaling_part
         return detector
-
-    # --- statistics and scores ----------------------------------------------------------------------------------------
 
     @clocked("scoring")
     def statistics(self, detector: Detector, clips: pd.DataFrame, kinds: tuple[str, ...] | None = None,
@@ -277,7 +278,7 @@ def train_side_by_side(pairs: Iterable[tuple[Study, str]]) -> None:
     together = settings.run.threads // settings.run.training_threads
     if together < 2 or engine_of(settings).device.type != "cpu":
         return
-    # The longest first, so that none is left to run alone at the end; a new teacher and its students one after another.
+    # The longest first, so that none runs alone at the end; a new teacher and its students one after another.
     for study, experiment in sorted(pairs, key=lambda pair: -pair[0].steps(pair[1], student=False)):
         group = None
         for student in (False, True):

@@ -128,7 +128,7 @@ def test_manifests_that_do_not_fit_are_refused(corpus, tmp_path):
     table = read_manifest(corpus).head(3)
     for wrong, message in ((table.assign(clip_id="x"), "2 repeated ids"),
                            (table.assign(path="none.wav"), "3 of 3 files are not there"),
-                           (table[["path"]], "clip_id and path"), (table.iloc[:0], "found 0")):
+                           (table[["clip_id"]], "rows with a path"), (table.iloc[:0], "found 0")):
         wrong.to_csv(tmp_path / "m.csv", index=False)
         with pytest.raises(ScoreFileError, match=message):
             read_manifest(tmp_path / "m.csv")

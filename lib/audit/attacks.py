@@ -21,6 +21,7 @@ from lib.data.audio import read_audio
 from lib.data.channel import FRAME, apply_channel
 from lib.detector import Detector
 from lib.evaluate.metrics import area_under_curve, conformal
+from lib.evaluate.systems import judged
 from lib.model.discrepancy import band_means, combined, level_residuals, pooled, upsampled
 from lib.model.images import image
 from lib.model.pyramid import folded
@@ -168,3 +169,34 @@ def attack_table(detector: Detector, real: np.ndarray, attacked: pd.DataFrame, a
             row |= {f"AUC {when}": area_under_curve(-real, -part[when]), f"passing {when}": float(passing)}
         rows.append(row | {"median change": float((part.after - part.before).median())})
     return pd.DataFrame(rows)
+
+
+def notched(audio: np.ndarray, spacing_hz: float, width_hz: float) -> np.ndarray:
+    """`audio` (samples,) at 16 kHz without what lies within `width_hz` / 2 of a multiple of `spacing_hz`."""
+    spectrum, hertz = np.fft.rfft(audio), np.fft.rfftfreq(len(audio), 1 / RATE_HZ)
+    spectrum[np.abs(hertz - spacing_hz * np.round(hertz / spacing_hz)) <= width_hz / 2] = 0
+    return np.fft.irfft(spectrum, len(audio)).astype(np.float32)
+
+
+@clocked("scoring")
+def notch_attack(study: Study, joint: Detector, table: pd.DataFrame, widths_hz: tuple[float, ...] = (1.0, 3.0, 8.0),
+                 alpha: float = 0.05) -> pd.DataFrame:
+    """Copies of `table` (`generator`, `path`) with notches at every multiple of the spacing that the detector names: a
+    row a generator and width (0: untouched) with the shares called by lines and by all evidence at p <= alpha, and the
+    median level of what was removed, in dB below the copy. No gradient is needed, nor a network."""
+
+    def attacked(path: str) -> list[tuple]:
+        audio, rows = read_audio(DATA / path, strict=False)[0], []
+        first = judged(joint, audio)
+        for width_hz in (0.0, *widths_hz):
+            made = notched(audio, first["spacing_hz"], width_hz) if width_hz and first["spacing_hz"] > 0 else audio
+            said = judged(joint, made) if width_hz else first
+            loss = np.mean((audio - made) ** 2) / np.mean(audio**2)
+            rows.append((width_hz, said["p_lines"] <= alpha, said["p_all"] <= alpha, 10 * np.log10(loss + 1e-12)))
+        return rows
+
+    rows = [(name, *row) for name, part in table.groupby("generator", sort=False)
+            for of_clip in study.side_by_side(attacked, part.path) for row in of_clip]
+    names = ["generator", "width (Hz)", "lines call", "all evidence calls", "removed (dB)"]
+    means = {"lines call": "mean", "all evidence calls": "mean", "removed (dB)": "median"}
+    return pd.DataFrame(rows, columns=names).groupby(names[:2], sort=False).agg(means).reset_index()

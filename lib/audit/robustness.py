@@ -29,6 +29,7 @@ from lib.data.degradations import (
     silence,
 )
 from lib.detector import Detector
+from lib.evaluate.systems import judged
 from lib.paths import DATA, clocked
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def robustness(study: Study, talkers: int = 24) -> dict[str, dict[str, Degradati
 def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, conditions: dict[str, Degradation],
                     limit: int = 40, familiar: Familiar | None = None) -> pd.DataFrame:
     """Anomaly of up to `limit` clips of each generator under each condition: `clip_id, generator, role, parent,
-    speaker, condition, anomaly`; with `familiar`, also `outside`, whether the clip is outside what calibration covers.
+    speaker, condition, anomaly`; with `familiar`, also `outside`, whether the clip is outside what calibration covers;
+    of a detector with all evidence, also what lib.evaluate.systems.judged says.
 
     A clip that a condition leaves without speech has no anomaly (NaN). A condition that cannot be made (a missing
     encoder) is left out and said.
@@ -90,22 +92,26 @@ def degraded_scores(study: Study, detector: Detector, clips: pd.DataFrame, condi
     for name, degrade in conditions.items():
         joins = getattr(degrade, "func", None) is joined
 
-        def scored(index: int, degrade: Degradation = degrade, name: str = name, joins: bool = joins) -> tuple:
+        def scored(index: int, degrade: Degradation = degrade, name: str = name, joins: bool = joins) -> dict:
             second = {"other": audios[followers[index]]} if joins else {}
             touched = degrade(audios[index], seeds.stream(0, name, clips.clip_id[index]), **second)
+            row = {"outside": familiar.outside(touched)} if familiar else {}
             try:
+                if detector.evidence:
+                    of_all = judged(detector, touched)
+                    return row | of_all | {"anomaly": of_all["pyramid"]}
                 anomaly = detector.score_prepared(*apply_channel(touched, study.settings.channel))
             except ValueError:
                 anomaly = float("nan")
-            return anomaly, bool(familiar and familiar.outside(touched))
+            return row | {"anomaly": anomaly}
 
         try:
-            anomaly, outside = zip(*study.side_by_side(scored, range(len(clips))))
+            rows = pd.DataFrame(list(study.side_by_side(scored, range(len(clips)))))
         except MissingEncoder as error:
             print(f"left out: {name}: {error}")
             continue
         table = clips[["clip_id", "generator", "role", "parent", "speaker"]]
-        tables.append(table.assign(condition=name, anomaly=anomaly, **({"outside": outside} if familiar else {})))
+        tables.append(pd.concat([table.assign(condition=name), rows], axis=1))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 FRAME = 320  # samples of an activity frame: 20 ms
 
-# --- filters and the limiter, on torch: importing scipy.signal took a third of a score's start -----------------------
-
 
 @functools.lru_cache(maxsize=8)
 def band_filter(low_hz: float, high_hz: float, taps: int = 513) -> np.ndarray:
     """Linear-phase band-pass filter, (taps,): edges about 100 Hz wide at 16 kHz, stop band below -70 dB. A windowed
-    sinc with a Kaiser window, of gain 1 in the middle of the band."""
+    sinc with a Kaiser window, of gain 1 in the middle of the band. By hand, like what follows: importing scipy.signal
+    took a third of a score's start."""
     place, (low, high) = np.arange(taps) - (taps - 1) / 2, (2 * hertz / RATE_HZ for hertz in (low_hz, high_hz))
     ideal = (high * np.sinc(high * place) - low * np.sinc(low * place)) * np.kaiser(taps, 7.0)
     return ideal / np.sum(ideal * np.cos(np.pi * place * (low + high) / 2))
@@ -98,9 +97,6 @@ def active_frames(audio: np.ndarray, pause_db: float) -> np.ndarray:
     """Which 20 ms frames hold speech, (frames,) bool: within `pause_db` of the loudest frames (99 % quantile)."""
     levels = frame_levels(audio)
     return levels > np.quantile(levels, 0.99) - pause_db
-
-
-# --- the channel ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -190,22 +186,24 @@ def channel_noise(shape: tuple[int, ...], settings: Channel, random: np.random.G
     return random.standard_normal(shape).astype(np.float32) * scale
 
 
-# --- clips after the channel ------------------------------------------------------------------------------------------
+Alter = Callable[[np.ndarray, str], np.ndarray]
+"""What happens to a recording (samples,) of a name before the channel, such as lib.data.degradations.half_recorded."""
 
 
 class PreparedClips(Sequence):
     """Clips after the channel, (audio, active) each, read when asked for: memory does not grow with their number."""
 
-    def __init__(self, paths: list[Path], channel: Channel) -> None:
-        self.paths, self.channel = paths, channel
+    def __init__(self, paths: list[Path], channel: Channel, alter: Alter | None = None) -> None:
+        self.paths, self.channel, self.alter = paths, channel, alter
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int | slice) -> tuple[np.ndarray, np.ndarray] | PreparedClips:
         if isinstance(index, slice):
-            return PreparedClips(self.paths[index], self.channel)
-        return apply_channel(read_audio(self.paths[index], strict=False)[0], self.channel)
+            return PreparedClips(self.paths[index], self.channel, self.alter)
+        audio = read_audio(self.paths[index], strict=False)[0]
+        return apply_channel(self.alter(audio, self.paths[index].stem) if self.alter else audio, self.channel)
 
 
 def voice_weights(voices: pd.Series) -> np.ndarray | None:
@@ -220,8 +218,9 @@ def voice_weights(voices: pd.Series) -> np.ndarray | None:
 class ClipReader:
     """Random crops of clips after the channel; clips are kept in memory only up to `limit_bytes`, else read again."""
 
-    def __init__(self, clips: pd.DataFrame, channel: Channel, root: Path = DATA, limit_bytes: int = 600_000_000):
-        self.paths = [Path(root) / path for path in clips.path]
+    def __init__(self, clips: pd.DataFrame, channel: Channel, root: Path = DATA, limit_bytes: int = 1_000_000_000,
+                 alter: Alter | None = None) -> None:
+        self.paths, self.alter = [Path(root) / path for path in clips.path], alter
         self.weights = voice_weights(clips.speaker)
         self.channel, self.limit = channel, limit_bytes
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -238,8 +237,8 @@ class ClipReader:
         audio, rate_hz = soundfile.read(self.paths[index], dtype="float32")
         if rate_hz != RATE_HZ:
             raise ValueError(f"{self.paths[index]}: expected {RATE_HZ} Hz, found {rate_hz}; prepare the clips again")
-        audio = apply_channel(audio, self.channel, noise=False)[0]
-        self._kept[index] = audio
+        audio = self.alter(audio, self.paths[index].stem) if self.alter else audio
+        audio = self._kept[index] = apply_channel(audio, self.channel, noise=False)[0]
         self._bytes += audio.nbytes
         worker = torch.utils.data.get_worker_info()
         limit = self.limit / (worker.num_workers if worker else 1)

@@ -13,6 +13,7 @@ import scipy.signal
 import soundfile
 import soxr
 
+from lib import seeds
 from lib.data.channel import FRAME, active_frames, frame_levels
 from lib.settings import RATE_HZ
 
@@ -249,3 +250,9 @@ def recorded(audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
             made = stage(made, random)
     gained = np.sqrt(np.mean(audio.astype(np.float64) ** 2) / (np.mean(made.astype(np.float64) ** 2) + 1e-20))
     return (made * gained).astype(np.float32)
+
+
+def half_recorded(audio: np.ndarray, name: str) -> np.ndarray:
+    """Every second recording through a random chain, drawn by its `name`: what training takes as normal speech."""
+    random = seeds.stream(0, "recorded", name)
+    return recorded(audio, random) if random.random() < 0.5 else audio

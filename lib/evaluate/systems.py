@@ -11,8 +11,9 @@ import pandas as pd
 from lib import seeds
 from lib.data.audio import header, read_audio
 from lib.data.degradations import recorded
+from lib.data.scorefiles import read_scores
 from lib.engine import side_by_side
-from lib.evaluate.metrics import area_under_curve, clopper_pearson
+from lib.evaluate.metrics import area_under_curve, clopper_pearson, conformal
 from lib.model.evidence import WEIGHTS
 from lib.model.texture import TextureStudent, roughness, train_texture_student
 from lib.paths import DATA, atomic, clocked, digest_of, kept
@@ -29,7 +30,7 @@ TITLES = {"pyramid": "Damage readings", "lines": "Constant lines", "texture": "S
 """Kinds of evidence in tables and figures."""
 STUDENT_CLIPS = 400
 """Training clips that the texture student hears at most, each as it is and through a random recording chain."""
-VERSION = 1  # raised when code changes what is kept
+VERSION = 2  # raised when code changes what is kept
 
 
 def _audio(path: str) -> np.ndarray:
@@ -71,26 +72,29 @@ def evidence_detector(study: Study, experiment: str) -> Detector:
     return joint
 
 
+def judged(detector: Detector, audio: np.ndarray, rate_hz: int = RATE_HZ) -> dict[str, float]:
+    """Each kind of evidence of a recording (samples,), their weighted sum `all` (up = fake), their conformal p-values
+    (`p_lines`, ..., `p_all`), the spacing of lines in Hz and the seconds. Raises ValueError for less than 0.3 s."""
+    measured, evidence = detector.measure(audio, rate_hz), detector.evidence
+    values, seconds = measured.values, measured.seconds
+    alone = {f"p_{name}": value for name, value in evidence.p_values(values, seconds).items()}
+    return dict(zip(WEIGHTS, values)) | alone | {
+        "all": evidence.joint(values, seconds), "p_all": evidence.p_value(values, seconds),
+        "spacing_hz": measured.lines.spacing_hz or np.nan, "seconds": seconds}
+
+
 @clocked("scoring")
 def evidence_scores(study: Study, experiment: str, only: str = "") -> pd.DataFrame:
-    """Clips of `Study.test` with a column for each kind of evidence and their weighted sum `all` (up = fake), the
-    conformal `p_value` of all, that of each kind (`p_lines`, ...), and the spacing of lines in Hz."""
+    """Clips of `Study.test` with what `judged` says of each."""
     joint, clips = evidence_detector(study, experiment), study.test(experiment, only)
-
-    def row(path: str) -> dict[str, float]:
-        measured = joint.measure(_audio(path), RATE_HZ)
-        values, seconds, evidence = measured.values, measured.seconds, joint.evidence
-        alone = {f"p_{name}": value for name, value in evidence.p_values(values, seconds).items()}
-        return dict(zip(WEIGHTS, values)) | alone | {
-            "all": evidence.joint(values, seconds), "p_value": evidence.p_value(values, seconds),
-            "spacing_hz": measured.lines.spacing_hz or np.nan}
 
     def save(table: pd.DataFrame, path: object) -> None:
         with atomic(path) as temporary:
             table.to_parquet(temporary)
 
     def make() -> pd.DataFrame:
-        return pd.DataFrame(list(study.side_by_side(row, clips.path)))
+        rows = study.side_by_side(lambda path: judged(joint, _audio(path)), clips.path)
+        return pd.DataFrame(list(rows)).drop(columns="seconds")
 
     path = study.folder / "evidence" / f"{digest_of([joint.key, clips.sha256.tolist()])}.parquet"
     table = kept(path, make, save, pd.read_parquet)
@@ -107,28 +111,57 @@ def as_systems(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def called(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """A row a kind of evidence of clips with p-values (`judged`): the share of real clips called at p <= alpha with its
+    exact 95 % interval, and the shares of copies, speech synthesis and controls."""
+    rows = []
+    for kind, title in TITLES.items():
+        hit, roles = table[f"p_{kind}"] <= alpha, table.role
+        count, real = int(hit[roles == "bonafide"].sum()), int((roles == "bonafide").sum())
+        low, high = clopper_pearson(count, real)
+        rows.append({"evidence": title, "false alarms": count / real, "low": low, "high": high,
+                     **{name: hit[roles == role].mean() for role, name in
+                        (("copysynth", "copies found"), ("tts", "speech synthesis found"), ("control", "controls"))}})
+    return pd.DataFrame(rows)
+
+
 # --- recordings from outside ------------------------------------------------------------------------------------------
 
 
-def outside_scores(detector: Detector, manifest: Path) -> pd.DataFrame:
-    """Recordings of a manifest (CSV: path, label, corpus, generator where it has one) with a column for each kind of
-    evidence, their sum `all`, and p-values; each read at its own rate. Raises ValueError for a manifest without these
-    columns, AudioError for a recording that cannot be read."""
+def read_outside(manifest: Path) -> pd.DataFrame:
+    """A manifest (CSV: path, label, corpus, generator where it has one). Raises ValueError for one without these."""
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     if missing := {"path", "label", "corpus"} - set(table):
-        raise ValueError(
-            f"{manifest}: expected the columns path, label and corpus, found no {', '.join(sorted(missing))}"
-        )
-    evidence = detector.evidence
+        lacking = ", ".join(sorted(missing))
+        raise ValueError(f"{manifest}: expected the columns path, label and corpus, found no {lacking}")
+    if odd := set(table.label) - {"bonafide", "spoof"}:
+        raise ValueError(f"{manifest}: expected the labels bonafide and spoof, found {sorted(odd)[0]!r}")
+    return table
+
+
+def scored_outside(scores: Path, manifest: Path) -> pd.DataFrame:
+    """The manifest with a score file's anomalies, clip_id or path being its ids, as `all`; `p_all` is conformal among
+    the real recordings of the other corpora. Raises ValueError where a recording has no score, or ScoreFileError."""
+    table, known = read_outside(manifest), read_scores(scores).set_index("clip_id").score
+    ids = table.get("clip_id", table.path)
+    if len(absent := ids[~ids.isin(known.index)]):
+        raise ValueError(f"{scores}: expected a score of each recording of {manifest}, found none of {len(absent)}, "
+                         f"such as {absent.iloc[0]}; leave those out of the manifest")
+    table["all"] = -known.loc[ids].to_numpy(float)
+    for corpus, part in table.groupby("corpus"):
+        others = table[(table.label == "bonafide") & (table.corpus != corpus)]["all"]
+        table.loc[part.index, "p_all"] = conformal(others.to_numpy(), part["all"].to_numpy())
+    return table
+
+
+def outside_scores(detector: Detector, manifest: Path) -> pd.DataFrame:
+    """Recordings of a manifest with what `judged` says of each, read at its own rate. Raises ValueError for a manifest
+    that `read_outside` refuses, AudioError for a recording that cannot be read."""
+    table = read_outside(manifest)
 
     def row(path: str) -> dict[str, float]:
         rate_hz = min(max(header(manifest.parent / path)[1], RATE_HZ), 48_000)
-        measured = detector.measure(read_audio(manifest.parent / path, rate_hz, strict=False)[0], rate_hz)
-        alone = {f"p_{name}": value for name, value in evidence.p_values(measured.values, measured.seconds).items()}
-        return dict(zip(WEIGHTS, measured.values)) | alone | {
-            "all": evidence.joint(measured.values, measured.seconds),
-            "p_all": evidence.p_value(measured.values, measured.seconds),
-            "spacing_hz": measured.lines.spacing_hz or np.nan, "seconds": measured.seconds}
+        return judged(detector, read_audio(manifest.parent / path, rate_hz, strict=False)[0], rate_hz)
 
     return pd.concat([table, pd.DataFrame(list(side_by_side(row, table.path)))], axis=1)
 
@@ -154,7 +187,7 @@ def outside_summary(table: pd.DataFrame, resamples: int = 1000, alpha: float = 0
     corpora, pooled AUC, fakes found at the threshold that 5 % of the table's real recordings exceed, and at p <= alpha,
     and false alarms."""
     rows, real = [], table.label == "bonafide"
-    for kind in [*WEIGHTS, "all"]:
+    for kind in (kind for kind in TITLES if kind in table):
         corpora = by_corpus(table, kind, alpha).auc.dropna().to_numpy()
         picks = seeds.stream(0, "outside", kind).integers(len(corpora), size=(resamples, len(corpora)))
         low, high = np.quantile(corpora[picks].mean(axis=1), [0.025, 0.975])
@@ -166,3 +199,10 @@ def outside_summary(table: pd.DataFrame, resamples: int = 1000, alpha: float = 0
                      "found": (table.loc[~real, f"p_{kind}"] <= alpha).mean(),
                      "false alarms": (table.loc[real, f"p_{kind}"] <= alpha).mean()})
     return pd.DataFrame(rows)
+
+
+def outside_text(scores: Path, manifest: Path) -> str:
+    """`outside_summary` and `by_corpus` of a score file, in words and numbers; raises what `scored_outside` does."""
+    table = scored_outside(scores, manifest)
+    both = outside_summary(table).drop(columns="evidence"), by_corpus(table)
+    return "\n\n".join(each.to_string(index=False, float_format="{:.3f}".format) for each in both)

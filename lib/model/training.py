@@ -266,10 +266,15 @@ def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, 
 
     def matched(network: nn.Module, crops: np.ndarray, random: np.random.Generator,
                 rows: slice = slice(None)) -> torch.Tensor:
-        audio = engine.give(_noisy(crops, settings, random, rows))
+        floor = channel_noise(crops.shape, settings.channel, random)
+        audio = engine.give(torch.from_numpy((crops + floor)[rows]))
         with torch.no_grad():
             picture = front(audio)
             features = placed(audio, picture)
+        if training.denoise:  # told what to remove: it hears damage, and answers with what the teacher sees without
+            damaged = perturbed(torch.from_numpy(crops), random)[0]
+            audio = engine.give((damaged + torch.from_numpy(floor))[rows])
+            picture = front(audio)
         return matching_loss(features, network(audio, picture))
 
     def draw(step: int) -> tuple[np.ndarray, np.random.Generator]:

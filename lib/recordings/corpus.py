@@ -123,8 +123,7 @@ def _judged_here(path: Path | str) -> Recording:
 
 
 def read_manifest(path: Path | str, root: Path | str | None = None) -> pd.DataFrame:
-    """clip_id and path of a table written by `python -m lib data --out`, or of every recording below a folder.
-
+    """clip_id (default: the path) and path of a table, such as `python -m lib data --out` writes, or of a folder.
     Paths are below `root`; by default below the folder that the table remembers (Parquet), or the table's own (CSV).
     Raises ScoreFileError for a table without these columns, with repeated ids or naming files that are not there.
     """
@@ -137,8 +136,9 @@ def read_manifest(path: Path | str, root: Path | str | None = None) -> pd.DataFr
         table = pd.read_parquet(path) if parquet else pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ScoreFileError(f"{path}: expected a folder, or a manifest in .parquet or .csv: {error}") from None
-    if not {"clip_id", "path"} <= set(table) or table.empty:
-        raise ScoreFileError(f"{path}: expected rows with clip_id and path, found {len(table)} with {list(table)[:6]}")
+    if "path" not in table or table.empty:
+        raise ScoreFileError(f"{path}: expected rows with a path, found {len(table)} with {list(table)[:6]}")
+    table = table if "clip_id" in table else table.assign(clip_id=table.path)
     twice = table.clip_id[table.clip_id.duplicated()].tolist()
     if twice:
         raise ScoreFileError(f"{path}: expected every clip once, found {len(twice)} repeated ids: {twice[:3]}")

@@ -128,6 +128,12 @@ def print_page(page: Path, target: Path) -> None:
             raise RuntimeError(f"{program} did not print {page}: {done.stderr.strip()[-300:]}")
 
 
+def print_reports(folder: Path) -> None:
+    """Print the index and every page below `folder` into its folder pdf."""
+    for page in [folder / "index.html", *sorted((folder / "html").glob("*.html"))]:
+        print_page(page, folder / "pdf" / f"{page.stem}.pdf")
+
+
 class _Renderer(IPythonRenderer):
     def inline_math(self, body: str) -> str:
         return _mathml(body, "inline")
