@@ -128,8 +128,8 @@ def device_named(name: str) -> torch.device:
 
 
 @functools.cache
-def current(device: str = "auto", layout: str = "auto") -> Engine:
-    """The engine of this process for the options run.device and run.layout."""
+def current(device: str = "auto", layout: str = "channels_last") -> Engine:
+    """The engine of this process for the option run.device, with images in a layout of torch's."""
     form = torch.contiguous_format if layout == "contiguous" else torch.channels_last
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Engine(device_named(device), form)

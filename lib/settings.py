@@ -96,7 +96,6 @@ class Training:
     optimiser: Literal["sgd", "adamw"] = "adamw"  # sgd is the published one, with learning_rate=0.4
     learning_rate: Annotated[float, (1e-9, 100)] = 2e-3  # the highest of a cycle
     weight_decay: Annotated[float, (0, 1)] = 1e-4
-    augment: bool = False  # equaliser tilt, level and noise on bona fide training speech
     chains: bool = False  # every second bona fide clip through a random recording chain first: what is normal
     denoise: bool = False  # the student hears damaged speech, and learns the teacher's features of the undamaged
     without: Literal["", *DAMAGES] = ""  # a kind of damage that the teacher does not learn: leave one out
@@ -119,7 +118,6 @@ class Run:
     threads: Count = 2
     training_threads: Count = 1  # of one training on a CPU; `threads` has room for several
     device: str = "auto"  # of training: a GPU where there is one, else the CPU; or cpu, cuda, cuda:1, mps
-    layout: Literal["auto", "contiguous", "channels_last"] = "auto"  # of images in memory
     workers: Annotated[int, (0, 1024)] = 0  # processes that read and crop training clips ahead; worth it with a GPU
 
 
@@ -165,8 +163,8 @@ class Settings:
                 raise SettingsError(f"unknown option {name!r}; the nearest known one is {near!r}")
             section, _, key = name.rpartition(".")
             owner = getattr(result, section) if section else result
-            changed = dataclasses.replace(owner, **{key: _converted(name, value, type(owner), key)})
-            result = dataclasses.replace(result, **{section: changed}) if section else changed
+            owner = dataclasses.replace(owner, **{key: _converted(name, value, type(owner), key)})
+            result = dataclasses.replace(result, **{section: owner}) if section else owner
         if wrong := [pair for pair in ORDERED if operator.ge(*map(result.options().get, pair))]:
             raise SettingsError("option {!r} has to be less than {!r}".format(*wrong[0]))
         return result
@@ -177,11 +175,11 @@ class Settings:
             implied = dict(RECIPES[recipe])
             # As many crops in all: fewer steps of larger batches.
             share = self.training.batch / int(changes.get("training.batch", implied["training.batch"]))
-            for name in ("student_steps", "check_every"):
-                implied[f"training.{name}"] = max(1, round(getattr(self.training, name) * share))
+            implied |= {f"training.{name}": max(1, round(getattr(self.training, name) * share))
+                        for name in ("student_steps", "check_every")}
         now = self.options() | implied
-        had, has = (each == "perturbation" for each in (
-            self.network.teacher, changes.get("network.teacher", now["network.teacher"])))
+        teachers = self.network.teacher, changes.get("network.teacher", now["network.teacher"])
+        had, has = (name == "perturbation" for name in teachers)
         if had and not has and now["scoring.scaling"] == "read":
             implied |= SIGNED
         elif has and not had and SIGNED.items() <= now.items():
@@ -189,8 +187,8 @@ class Settings:
         return implied
 
 
-READ = {"scoring.scaling": "read", "scoring.pooling": "one_sided"}
-SIGNED = {"scoring.scaling": "signed", "scoring.pooling": "two_sided"}
+READ, SIGNED = ({"scoring.scaling": scaling, "scoring.pooling": pooling}
+                for scaling, pooling in (("read", "one_sided"), ("signed", "two_sided")))
 """How a teacher with readers is scored, and the next best without (notebook 20)."""
 ORDERED = (("data.min_s", "data.max_s"), ("channel.low_hz", "channel.high_hz"))
 ROLES = ("data.train", "data.validation", "data.test", "data.single")
@@ -237,7 +235,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "data.multi_validation_per_speaker": 5, "data.multi_test_per_speaker": 2, "data.development": 6,
         "data.texts": 3, "data.max_s": 3.0, "network.teacher_width": 8, "network.student_width": 8,
         "training.teacher_steps": 30, "training.teacher_steps_many": 30, "training.student_steps": 24,
-        "training.batch": 8, "training.check_every": 15, "run.seeds": 2, "run.bootstrap": 200,
+        "training.check_every": 15, "run.seeds": 2, "run.bootstrap": 200,
     },
     "study": {},
     "full": {"run.seeds": 3},  # `study` with three seeds and every ablation; goes on with what that made

@@ -79,7 +79,7 @@ class Study:
         return cls(load_settings(preset, seed, options), notebook)
 
     def with_options(self, **changes: object) -> Study:
-        """The same study with options changed; a double underscore stands for the dot: `training__augment=True`. What
+        """The same study with options changed; a double underscore stands for the dot: `training__denoise=True`. What
         does not depend on them, such as the clips or the teacher of another student, is not made again."""
         named = {name.replace("__", "."): value for name, value in changes.items()}
         return Study(self.settings.with_options(named), self.notebook)
@@ -141,14 +141,13 @@ class Study:
     def key(self, experiment: str, student: bool) -> str:
         """The name of an experiment's student or teacher, made of all that its training depends on."""
         settings, network = self.settings, self.settings.network
-        own_steps = ("teacher_steps", "teacher_steps_many", "student_steps", "augment", "denoise")  # of one training
+        own_steps = ("teacher_steps", "teacher_steps_many", "student_steps", "denoise")  # of one training
         training = {name: each for name, each in vars(settings.training).items()
                     if name not in own_steps and each not in ("", False)}
         own = ["teacher", network.teacher, network.teacher_width, network.levels, network.stem, network.standardise]
         if student:
             teacher = self.key(experiment, student=False)
-            own = ["student", dataclasses.asdict(network), settings.training.augment, teacher]
-            own += ["restores"] * settings.training.denoise
+            own = ["student", dataclasses.asdict(network), settings.training.denoise, teacher]
         _, train, selection = self._fitted_on(experiment, student)
         drawn = [] if voice_weights(train.speaker) is None else ["voices by the root of their clips"]
         return digest_of([
@@ -274,6 +273,8 @@ def train_side_by_side(pairs: Iterable[tuple[Study, str]]) -> None:
     """Train the networks of (study, experiment) pairs side by side on the CPU, each on its own `run.training_threads`;
     later requests find them on disk. Two on a thread each take two thirds of the time they take in turn on both."""
     pairs, jobs, taken = list(pairs), {}, set()
+    if not pairs:
+        return
     settings = pairs[0][0].settings
     together = settings.run.threads // settings.run.training_threads
     if together < 2 or engine_of(settings).device.type != "cpu":

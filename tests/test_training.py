@@ -23,7 +23,7 @@ from lib.model.checkpoints import CheckpointError
 from lib.model.images import FrontEnd
 from lib.model.networks import resolved
 from lib.model.pyramid import ResNetPyramid, initialise
-from lib.model.training import augmented, learning_rate, train_student, train_teacher
+from lib.model.training import learning_rate, train_student, train_teacher
 from lib.settings import Channel, View, load_settings
 from tests.conftest import toy_speech
 
@@ -199,13 +199,6 @@ def test_the_learning_rate_is_the_settings_whatever_the_optimiser(clips, tmp_pat
 def test_learning_rate_rises_and_falls():
     rates = [learning_rate(step, 100, 1.0) for step in range(100)]
     assert np.argmax(rates) == 20 and max(rates) <= 1.0 and rates[-1] < 0.02 and rates[0] == pytest.approx(0.1)
-
-
-def test_augmentation_keeps_shape_and_level():
-    crops = np.stack([toy_speech(1.0, number) for number in range(3)])
-    found = augmented(crops, np.random.default_rng(0))
-    change = 20 * np.log10(np.sqrt((found**2).mean(1)) / np.sqrt((crops**2).mean(1)))
-    assert found.shape == crops.shape and np.abs(change).max() < 3.5
 
 
 def test_voices_are_drawn_by_the_root_of_their_clips(clips):

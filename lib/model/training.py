@@ -35,19 +35,6 @@ Draw = Callable[[int], tuple[np.ndarray, np.random.Generator]]
 Loss = Callable[[nn.Module, np.ndarray, np.random.Generator], torch.Tensor]
 
 
-def augmented(crops: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Bona fide crops (batch, samples) through random recording chains: equaliser tilt of up to 2 dB an octave, level,
-    extra noise."""
-    spectrum = np.fft.rfft(crops)
-    octaves = np.log2(np.maximum(np.fft.rfftfreq(crops.shape[1], 1 / RATE_HZ), 60) / 1000)
-    tilt = random.uniform(-2, 2, (len(crops), 1))
-    shaped = np.fft.irfft(spectrum * 10 ** (tilt * octaves / 20), crops.shape[1])
-    scale = np.sqrt((crops**2).mean(1, keepdims=True) / np.maximum((shaped**2).mean(1, keepdims=True), 1e-12))
-    gain = 10 ** (random.uniform(-3, 3, (len(crops), 1)) / 20)
-    noise = random.standard_normal(crops.shape) * np.sqrt((crops**2).mean(1, keepdims=True))
-    return (shaped * scale * gain + noise * 10 ** (-random.uniform(25, 45, (len(crops), 1)) / 20)).astype(np.float32)
-
-
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """One cycle as a pure function of the step, so that a resumed run needs no scheduler state: a fifth of linear
     warm-up from a tenth of the peak, then a half cosine down to a hundredth."""
@@ -194,10 +181,9 @@ def keep(folder: Path, saved: dict[str, object], network: nn.Module, optimiser: 
 
 def engine_of(settings: Settings) -> Engine:
     """The engine that trains what the settings name."""
-    layout = settings.run.layout
-    if layout == "auto" and resolved(settings).network.teacher in ("lite0", *SPEECH_MODELS):
-        layout = "contiguous"  # depthwise and one-dimensional convolutions gain nothing
-    return current(settings.run.device, layout)
+    # Depthwise and one-dimensional convolutions gain nothing from channels last.
+    plain = resolved(settings).network.teacher in ("lite0", *SPEECH_MODELS)
+    return current(settings.run.device, "contiguous" if plain else "channels_last")
 
 
 def _noisy(crops: np.ndarray, settings: Settings, random: np.random.Generator,
@@ -282,7 +268,7 @@ def train_student(teacher: nn.Module, reader: ClipReader, held_out: ClipReader, 
         return reader.crops(training.batch, samples, random, rows), random
 
     def loss(network: nn.Module, crops: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        return matched(network, augmented(crops, random) if training.augment else crops, random, rows)
+        return matched(network, crops, random, rows)
 
     def validation(network: nn.Module) -> float:
         random = seeds.stream(0, "student validation")

@@ -114,7 +114,10 @@ class Exhibits:
 
 
 def beside_reference(table: pd.DataFrame, reference: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """`table`, then the rows of `reference` whose values in the columns `names` it lacks; `run` says which."""
+    """`table`, then the rows of `reference` whose values in the columns `names` it lacks; `run` says which. An empty
+    table gets all of them, with every column."""
+    if table.empty:
+        return reference.assign(run="reference")
     lacking = ~reference.set_index(names).index.isin(table.set_index(names).index)
     rows = reference.loc[lacking, [name for name in table if name in reference]]
     return pd.concat([table.assign(run="this run"), rows.assign(run="reference")], ignore_index=True)
