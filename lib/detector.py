@@ -110,9 +110,9 @@ class Detector:
         if min(map(len, halves)) < len(pieces) / 3:
             halves = [pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :]]
         for fitting, half in zip((self.fit_scaling, self.fit_threshold), halves):
-            fitting([piece[2] for piece in half], [piece[0] for piece in half])
+            anomalies = fitting([piece[2] for piece in half], [piece[0] for piece in half])
         if self.evidence:  # other sources were measured by another pyramid
-            further = [self.measure(piece[1], RATE_HZ) for piece in halves[1]]
+            further = [self.measure(piece[1], RATE_HZ, each) for piece, each in zip(halves[1], anomalies)]
             self.evidence = self.evidence.joined_by("calibration", further, without="pyramid")
         return self
 
@@ -277,9 +277,9 @@ class Detector:
         self.typicality = Typicality.fit(np.stack(profiles))
         self.fitted_on["scaling"] = list(ids)
 
-    def fit_threshold(self, clips: Sequence[Clip], ids: list[str]) -> None:
+    def fit_threshold(self, clips: Sequence[Clip], ids: list[str]) -> tuple[float, ...]:
         """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds, and the
-        colour scale of their maps."""
+        colour scale of their maps; the scores in the order of `clips`."""
         drawn = drawn_clips(len(clips))
 
         def measured(index: int) -> tuple[float, np.ndarray | None]:
@@ -292,6 +292,7 @@ class Detector:
         anomalies, cells = zip(*side_by_side(measured, range(len(clips))))
         self.scale, self.calibration = colour_limits([cells[index] for index in drawn]), np.sort(anomalies)
         self.fitted_on["threshold"] = list(ids)
+        return anomalies
 
     def colour_limits(self, clips: Sequence[Clip], kind: str | None = None) -> tuple[float, float]:
         """Colour limits for all maps of `kind` (default: `map_kind`), from the maps of bona fide clips."""

@@ -1,6 +1,10 @@
+from copy import copy as copy_of
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from lib.audit.operating_points import (
     AWAY,
@@ -8,13 +12,17 @@ from lib.audit.operating_points import (
     WITHOUT,
     by_voice,
     detection,
+    of_persons,
     p_values,
+    person_points,
     points,
     rate_interval,
     settings_of,
     smallest,
 )
 from lib.data.scorefiles import FRAME, OURS
+from lib.model.evidence import WEIGHTS, Evidence
+from lib.model.texture import TextureStudent
 
 
 def voices(random, count, clips, spread=1.0):
@@ -145,3 +153,50 @@ def test_a_rate_of_clips_of_few_voices_has_a_wide_interval():
     assert by_voices.value == 0.25 and by_voices.high - by_voices.low > 2 * (by_clips.high - by_clips.low)
     none = rate_interval(np.zeros(80, bool), anomalies, range(80))
     assert none == (0, 0, pytest.approx(1 - 0.025 ** (1 / 80))), "none of 80: the exact bound"
+
+
+def test_points_of_persons_by_hand():
+    """a: real 1 and 2, copies 3 and 1.5 (three of four pairs in order); b: real 0, copy 1 (all)."""
+    rows = [("a", "", 1.0, 0.5), ("a", "", 2.0, 0.05), ("a", "world", 3.0, 0.01), ("a", "world", 1.5, 0.2),
+            ("b", "", 0.0, 0.9), ("b", "griffin_lim", 1.0, 0.04)]
+    table = pd.DataFrame(rows, columns=["speaker", "generator", "anomaly", "p_value"])
+    table = pd.concat([table.assign(minutes=0, pyramid=-table.anomaly), table[:4].assign(minutes=1, pyramid=0.0)])
+    none, one = person_points(table).to_dict("records")
+    assert (none["persons"], none["AUC"], none["lowest AUC"]) == (2, (0.75 + 1) / 2, 0.75)
+    assert none["AUC of the pyramid"] == (0.25 + 0) / 2 and one["AUC of the pyramid"] == 0.5
+    assert none["found"] == pytest.approx(2 / 3) and none["false alarms"] == pytest.approx(1 / 3)
+    # One of three: the exact bounds solve 1 - (1 - p)^3 = 0.025 and (1 - p)^3 + 3 p (1 - p)^2 = 0.025.
+    assert none["false alarms, low"] == pytest.approx(1 - 0.975 ** (1 / 3))
+    high = none["false alarms, high"]
+    assert (1 - high) ** 3 + 3 * high * (1 - high) ** 2 == pytest.approx(0.025)
+    assert (one["persons"], one["found"], one["false alarms"]) == (1, 0.5, 0.5)
+
+
+def test_persons_are_judged_by_their_own_speech(tiny_detector, voice, tmp_path, monkeypatch):
+    fitted = []
+    for name in "ab":
+        for number in range(12 if name == "a" else 3):
+            soundfile.write(tmp_path / f"{name}{number}.wav", voice(4.0, 60 + number), 16000)
+    paths = sorted(tmp_path.glob("*.wav"))
+    rows = [(path.stem, str(path), path.name[0]) for path in paths]
+    clips = pd.DataFrame(rows, columns=["clip_id", "path", "speaker"])
+    clips = clips.assign(seconds=4.0, role="bonafide", generator="", parent="")
+    copy = clips[:1].assign(role="copysynth", generator="vocoder", parent="a5", clip_id="copy")
+
+    class Counted(type(tiny_detector)):
+        def fit(self, paths):
+            fitted.append([Path(path).stem for path in paths])
+            return super().fit(paths)
+
+    detector = copy_of(tiny_detector)
+    detector.__class__ = Counted
+    spread = np.linspace(-1, 1, 40)[:, None] * np.ones(len(WEIGHTS))
+    detector.evidence = Evidence(TextureStudent().eval(), spread, np.full(40, 4.0), ["toy"] * 40)
+    table = of_persons(detector, pd.concat([clips, copy]), (0.6,), 2)
+    own = table[table.speaker == "a"]
+    assert set(own.generator) == {"", "vocoder"}, "copies that are there are taken"
+    assert own.groupby("minutes").size().to_dict() == {0: 3, 0.6: 3} and len(fitted) == 1
+    assert "a5" not in fitted[0] and 8 <= len(fitted[0]) <= 10, "0.6 minutes of clips of 4 s, none of them judged"
+    assert set(table[table.speaker == "b"].minutes) == {0}, "4 s are less than half of the amount"
+    assert set(table[table.speaker == "b"].generator) == {"", "world", "griffin_lim"}
+    assert table.p_value.between(0, 1, inclusive="right").all()

@@ -1,18 +1,22 @@
 """Owns operating points set on real speech alone (notebook 34): what p-values do to new voices and sources, and what
-minutes of real speech from there repair. Tables are made of score frames (lib.data.scorefiles)."""
+minutes of real speech from there, or of one person, buy. Tables are made of score frames (lib.data.scorefiles)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from lib import seeds
+from lib.data.channel import apply_channel
 from lib.data.scorefiles import OURS, score_frame
+from lib.engine import side_by_side
 from lib.evaluate import metrics
 from lib.paths import DATA, clocked
+from lib.settings import RATE_HZ
 
 if TYPE_CHECKING:
     from lib.detector import Detector
@@ -20,9 +24,7 @@ if TYPE_CHECKING:
 
 LEVELS = (0.01, 0.05, 0.10)
 CONSTRUCTIONS = ("clips", "speakers", "speakers, doubled")
-MINUTES = (0, 1, 2, 5)
-WITHOUT = f"{OURS}, without "
-"""How the name of a fold's system begins: its typicality was fitted on the other voices."""
+WITHOUT = f"{OURS}, without "  # a fold's system: its typicality was fitted on the other voices
 AWAY = "One-speaker detector on other voices"
 
 
@@ -181,7 +183,7 @@ TABLES = {"34_points": ("34_scores", lambda frame, _: points(frame)),
 
 @clocked("scoring")
 def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: pd.DataFrame,
-                 minutes: Iterable[float] = MINUTES, levels: Iterable[float] = (0.05, 0.10),
+                 minutes: Iterable[float] = (0, 1, 2, 5), levels: Iterable[float] = (0.05, 0.10),
                  progress: Callable[[str], None] = print) -> pd.DataFrame:
     """What `minutes` of the bona fide clips `speech` from a new source repair on the clips `test` of that source.
 
@@ -190,8 +192,6 @@ def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: p
     (`Detector.fit`: half for scaling and typicality, half for the threshold). The networks never change. With 0 minutes
     the detector stays as it is.
     """
-    from lib.detector import Detector
-
     speech = speech.iloc[seeds.stream(0, "recalibration").permutation(len(speech))]
     ends, variants = speech.seconds.cumsum().to_numpy() / 60, {}
     for amount in minutes:
@@ -203,8 +203,7 @@ def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: p
             progress(f"left out: {amount:g} min of new speech, there are {ends[-1]:.1f} min in clips")
             continue
         for repair in ("threshold", "scaling, typicality and threshold"):
-            moved = Detector(detector.settings, detector.teacher, detector.student)
-            moved._fast = detector._fast
+            moved = _unfitted(detector)
             if repair == "threshold":
                 moved.scaling, moved.typicality = detector.scaling, detector.typicality
                 moved.fit_threshold(study.prepared(some), some.clip_id.tolist())
@@ -231,4 +230,71 @@ def recalibrated(study: Study, detector: Detector, speech: pd.DataFrame, test: p
                          "high": high, "copies found": float(np.mean([(p[mask] <= level).mean() for mask in masks])),
                          "AUC": auc, "calibration clips": len(variant.calibration),
                          "resolved": bool(1 / (len(variant.calibration) + 1) <= level)})
+    return pd.DataFrame(rows)
+
+
+def _unfitted(detector: Detector) -> Detector:
+    moved = type(detector)(detector.settings, detector.teacher, detector.student)
+    moved._fast, moved.evidence = detector._fast, detector.evidence
+    return moved
+
+
+@clocked("scoring")
+def of_persons(detector: Detector, clips: pd.DataFrame, minutes: Iterable[float] = (1, 2),
+               tests: int = 8) -> pd.DataFrame:
+    """What a detector with all evidence says of each speaker of `clips` (clip_id, path, speaker, role, generator,
+    parent, seconds) as it is (0 minutes) and after `Detector.fit` on minutes of that person's other real speech.
+
+    One row a clip and amount: `speaker`, `minutes`, `generator` (empty: real), `anomaly` and `p_value` of all evidence,
+    `pyramid`. Of each person `tests` real clips are judged, those with copies first, and their copies; where there are
+    none, WORLD and Griffin-Lim make one in turn. An amount of which there is less than half is left out.
+    """
+    from lib.data.audio import read_audio
+    from lib.data.generators import GENERATORS
+
+    rows = []
+    for name, own in clips.groupby("speaker", sort=False):
+        real, copies = own[own.role == "bonafide"], own[own.role == "copysynth"]
+        real = real.iloc[seeds.stream(0, "person", name).permutation(len(real))]
+        real = real.iloc[np.argsort(~real.clip_id.isin(copies.parent), kind="stable")]
+        tested, speech, variants = real[:tests], real[tests:], {0: detector}
+        copies, before = copies[copies.parent.isin(tested.clip_id)], (speech.seconds.cumsum() - speech.seconds) / 60
+        for amount in (amount for amount in minutes if speech.seconds.sum() / 60 >= amount / 2):
+            variants[amount] = _unfitted(detector).fit([DATA / path for path in speech.path[before < amount]])
+        audio = [(kind, read_audio(DATA / path)[0]) for kind, path in
+                 zip([*[""] * len(tested), *copies.generator], [*tested.path, *copies.path])]
+        if copies.empty:
+            audio += [(kind, GENERATORS[kind].run(sound, 0))
+                      for (_, sound), kind in zip(audio, tests * ("world", "griffin_lim"))]
+        rows += [{"speaker": name} | row for each in side_by_side(partial(_under, variants), audio) for row in each]
+    return pd.DataFrame(rows)
+
+
+def _under(variants: dict[float, Detector], recording: tuple[str, np.ndarray]) -> list[dict[str, object]]:
+    (generator, audio), first, rows = recording, variants[0], []  # one pass serves all, whose networks are the same
+    levels = first.clip_residuals(*apply_channel(audio, first.settings.channel))[1]
+    known = first.evidence.measure(audio, RATE_HZ, np.nan)
+    for amount, variant in variants.items():
+        pyramid, joint = variant.score_residuals(levels), variant.evidence
+        values = np.where(np.array(joint.names) == "pyramid", pyramid, known.values), known.seconds
+        rows.append({"minutes": amount, "generator": generator, "anomaly": joint.joint(*values),
+                     "p_value": joint.p_value(*values), "pyramid": pyramid})
+    return rows
+
+
+def person_points(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """A row an amount of minutes of `of_persons`: AUC of each person's real clips against copies, mean and lowest, by
+    all evidence and by the pyramid; copies found and false alarms at p <= alpha with exact 95 % intervals."""
+    rows = []
+    for amount, part in table.groupby("minutes"):
+        copy, row = part.generator != "", {"minutes": amount, "persons": part.speaker.nunique()}
+        for title, column in (("AUC", "anomaly"), ("AUC of the pyramid", "pyramid")):
+            aucs = [metrics.area_under_curve(*(-own[own.generator.eq("") == real][column] for real in (True, False)))
+                    for _, own in part.groupby("speaker")]
+            row |= {title: float(np.mean(aucs)), f"lowest {title}": min(aucs)}
+        for title, some in (("found", copy), ("false alarms", ~copy)):
+            count, number = int((part.p_value[some] <= alpha).sum()), int(some.sum())
+            names, bounds = (title, f"{title}, low", f"{title}, high"), metrics.clopper_pearson(count, number)
+            row |= dict(zip(names, (count / number, *bounds)))
+        rows.append(row)
     return pd.DataFrame(rows)
