@@ -248,7 +248,8 @@ def slider_statistics(study: Study, experiment: str, most: int = 60) -> dict[str
     `map/GROUP/KIND/LEVEL` (frequency, frame) of one real test clip and of its copies."""
     detector, test = study.detector(experiment), study.test(experiment, only="test")
     real, copies = (test[test.role == role] for role in ("bonafide", "copysynth"))
-    parent, saved = real[real.clip_id.isin(copies.parent)].clip_id.iloc[0], {"kinds": np.array(detector.kinds)}
+    longest = real[real.clip_id.isin(copies.parent)].sort_values("seconds", kind="stable")
+    parent, saved = longest.clip_id.iloc[-1], {"kinds": np.array(detector.kinds)}
     groups = {"fitted": study.part(experiment, "scaling"), "held out": study.part(experiment, "threshold"),
               "real": real, **dict(list(copies.groupby("generator", sort=False)))}
     for name, clips in groups.items():
@@ -271,29 +272,29 @@ def slider_panel(saved: dict[str, np.ndarray], level: int = 1, kind: str = "freq
     """Maps of one `level` of a real clip and of its `copy`; scores of both groups and the line that a share `alpha` of
     held-out real speech exceeds; the AUC of every generator. `score`: the mean of the map, or the root mean square of
     z, its band means in deviations of fitted real speech (two-sided), or of max(z, 0) (one-sided)."""
-    place, figure, scores = saved["kinds"].tolist().index(kind), Figure(figsize=(13, 4.2)), {}
+    place, figure, scores = saved["kinds"].tolist().index(kind), Figure(figsize=(13, 4), layout="constrained"), {}
     bands = {name[6:]: values[:, place, level - 1] for name, values in saved.items() if name.startswith("bands/")}
     middle, spread = bands["fitted"].mean(0), bands.pop("fitted").std(0) + 1e-9
     for name, values in bands.items():
-        z = (values - middle) / spread
-        squares = (np.maximum(z, 0) if score == "one-sided" else z) ** 2
-        scores[name] = values.mean(1) if score == "mean" else np.sqrt(squares.mean(1))
+        z = np.maximum((values - middle) / spread, 0 if score == "one-sided" else -np.inf)
+        scores[name] = values.mean(1) if score == "mean" else np.sqrt((z**2).mean(1))
     axes = figure.subplot_mosaic([["real", "all", "auc"], [copy, "all", "auc"]])
-    held, real = np.sort(scores.pop("held out")), scores["real"]
+    real, held = scores["real"], np.sort(scores.pop("held out"))
     line = held[-max(1, int(alpha * (len(held) + 1)))]
     limits = np.quantile(saved[f"map/real/{kind}/{level}"], (0.5, 0.995)).astype(float)
     edges = np.histogram_bin_edges(np.concatenate([real, scores[copy], held]), 25)
     for name in ("real", copy):
-        drawn, (low, high) = saved[f"map/{name}/{kind}/{level}"].astype(float), limits
-        axes[name].imshow(drawn, vmin=low, vmax=high, cmap="magma", origin="lower", extent=(0, SHOWN_S, 0.06, 6))
+        axes[name].imshow(saved[f"map/{name}/{kind}/{level}"].astype(float), vmin=limits[0], vmax=limits[1],
+                          cmap="magma", origin="lower", extent=(0, SHOWN_S, 0.06, 6), aspect="auto")
+        axes[name].grid(False)
         axes[name].set(title=f"map of level {level}: {name}", xlabel="time (s)", ylabel="kHz")
         share = np.mean(scores[name] >= line)
         axes["all"].hist(scores[name], edges, alpha=0.6, label=f"{name}: {share:.0%} beyond the line")
-    axes["all"].axvline(line, color="black", linestyle="--", linewidth=1)
+    axes["all"].axvline(line, color="black", linestyle="--")
     axes["all"].set(xlabel=f"anomaly ({score})", ylabel="clips", title=f"line: alpha {alpha:g} of held-out real speech")
-    axes["all"].legend()
+    axes["all"].legend(loc="upper right")
     aucs = {name: metrics.area_under_curve(-real, -values) for name, values in scores.items() if name != "real"}
     axes["auc"].plot(list(aucs.values()), list(aucs), "o")
     axes["auc"].axvline(0.5, color="grey", linewidth=1)
-    axes["auc"].set(xlim=(-0.02, 1.02), xlabel="AUC (0.5 is guessing)", title="real test speech against each copy")
+    axes["auc"].set(xlim=(-0.02, 1.02), xlabel="AUC of each copy (0.5 is guessing)")
     return figure
