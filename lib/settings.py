@@ -41,6 +41,7 @@ class Data:
     min_s: ClipSeconds = 1.0  # shorter clips are left out
     max_s: ClipSeconds = 5.0  # longer clips are cropped to this
     generators: tuple[str, ...] = ()  # empty: all that this machine can run
+    hold_out: tuple[str, ...] = ()  # collections of the embedded corpora, such as tuxpaint, whose voices are all tests
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lib import seeds
-from lib.data.channel import Alter, ClipReader, PreparedClips, voice_weights
+from lib.data.channel import ClipReader, PreparedClips, voice_weights
 from lib.data.clips import prepare, require_bonafide, save_table, validation_parts
 from lib.data.degradations import half_recorded
 from lib.data.generators import available
@@ -129,14 +129,9 @@ class Study:
         development, test = (self.clips[experiment] == "development") | parents, self.clips[experiment] == "test"
         return self.clips[{"test": test, "development": development}.get(only, test | development)]
 
-    def prepared(self, clips: pd.DataFrame, alter: Alter | None = None) -> PreparedClips:
+    def prepared(self, clips: pd.DataFrame) -> PreparedClips:
         """Clips after the shared channel, (audio (samples,), active (20 ms frame,)), read when asked for."""
-        return PreparedClips([DATA / path for path in clips.path], self.settings.channel, alter)
-
-    @property
-    def alter(self) -> Alter | None:
-        """What happens to bona fide speech before anything but thresholds is fitted on it (`training.chains`)."""
-        return half_recorded if self.settings.training.chains else None
+        return PreparedClips([DATA / path for path in clips.path], self.settings.channel)
 
     def key(self, experiment: str, student: bool) -> str:
         """The name of an experiment's student or teacher, made of all that its training depends on."""
@@ -194,7 +189,8 @@ class Study:
         what = f"student: {experiment}" if student else f"teacher: {TITLES.get(name, name)}"
         say_once(f"{what}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
         settings = self.settings.with_options({"training.teacher_steps": self.steps(experiment, student=False)})
-        readers = (ClipReader(clips, settings.channel, alter=self.alter) for clips in (train, selection))
+        alter = half_recorded if settings.training.chains else None
+        readers = (ClipReader(clips, settings.channel, alter=alter) for clips in (train, selection))
         with seeds.threads(settings.run.training_threads):
             return work(*readers, settings, self.checkpoint(experiment, student), self.key(experiment, student), say)
 
@@ -211,7 +207,7 @@ class Study:
         @clocked("statistics")
         def make() -> Detector:
             detector = Detector(self.settings, self.teacher(experiment)[0], self.student(experiment)[0])
-            detector.fit_scaling(self.prepared(scaling, self.alter), scaling.clip_id.tolist())
+            detector.fit_scaling(self.prepared(scaling), scaling.clip_id.tolist())
             detector.fit_threshold(self.prepared(threshold), threshold.clip_id.tolist())
             return detector
 

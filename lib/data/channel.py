@@ -186,24 +186,19 @@ def channel_noise(shape: tuple[int, ...], settings: Channel, random: np.random.G
     return random.standard_normal(shape).astype(np.float32) * scale
 
 
-Alter = Callable[[np.ndarray, str], np.ndarray]
-"""What happens to a recording (samples,) of a name before the channel, such as lib.data.degradations.half_recorded."""
-
-
 class PreparedClips(Sequence):
     """Clips after the channel, (audio, active) each, read when asked for: memory does not grow with their number."""
 
-    def __init__(self, paths: list[Path], channel: Channel, alter: Alter | None = None) -> None:
-        self.paths, self.channel, self.alter = paths, channel, alter
+    def __init__(self, paths: list[Path], channel: Channel) -> None:
+        self.paths, self.channel = paths, channel
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int | slice) -> tuple[np.ndarray, np.ndarray] | PreparedClips:
         if isinstance(index, slice):
-            return PreparedClips(self.paths[index], self.channel, self.alter)
-        audio = read_audio(self.paths[index], strict=False)[0]
-        return apply_channel(self.alter(audio, self.paths[index].stem) if self.alter else audio, self.channel)
+            return PreparedClips(self.paths[index], self.channel)
+        return apply_channel(read_audio(self.paths[index], strict=False)[0], self.channel)
 
 
 def voice_weights(voices: pd.Series) -> np.ndarray | None:
@@ -216,10 +211,11 @@ def voice_weights(voices: pd.Series) -> np.ndarray | None:
 
 
 class ClipReader:
-    """Random crops of clips after the channel; clips are kept in memory only up to `limit_bytes`, else read again."""
+    """Random crops of clips after the channel; clips are kept in memory only up to `limit_bytes`, else read again.
+    `alter(audio (samples,), name)` is what happens to a clip before it, such as a recording chain."""
 
     def __init__(self, clips: pd.DataFrame, channel: Channel, root: Path = DATA, limit_bytes: int = 1_000_000_000,
-                 alter: Alter | None = None) -> None:
+                 alter: Callable[[np.ndarray, str], np.ndarray] | None = None) -> None:
         self.paths, self.alter = [Path(root) / path for path in clips.path], alter
         self.weights = voice_weights(clips.speaker)
         self.channel, self.limit = channel, limit_bytes

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -172,17 +172,21 @@ def _fetch(package: Package, root: Path, hint: str) -> None:
         (folder / "root").rename(root)
 
 
-def embedded_sources(packages: tuple[str, ...] = ()) -> list[Source]:
-    """Every recording of the embedded corpora (or of the named packages), in a fixed order."""
-    chosen = [package for package in EMBEDDED if not packages or package.debian in packages]
+def embedded_sources(hold_out: tuple[str, ...] = ()) -> list[Source]:
+    """Every recording of the embedded corpora, in a fixed order; all voices of the collections `hold_out` are test
+    voices, so that these are a new source. Raises CorpusError for an unknown collection."""
     sources: list[Source] = []
-    for package in chosen:
+    for package in EMBEDDED:
         root = package_root(package)
         own = list(package.sources(root, package.licence))
         if not own:
             raise CorpusError(f"{package.debian} is unpacked under {root} but holds no recordings where expected")
         sources += own
-    return sources
+    known = {source.corpus.split("-")[0] for source in sources}
+    if unknown := set(hold_out) - known:
+        raise CorpusError(f"data.hold_out: expected some of {', '.join(sorted(known))}, found {sorted(unknown)[0]!r}")
+    voices = {source.speaker for source in sources if source.corpus.split("-")[0] in hold_out}
+    return [replace(source, split="test") if source.speaker in voices else source for source in sources]
 
 
 def embedded_manifest() -> pd.DataFrame:

@@ -260,7 +260,7 @@ def cast_of(data: Data) -> tuple[list[Source], str, pd.DataFrame | None]:
     named = {part: getattr(data, part) for part in (*PARTS, "single")}
     if not any(named.values()):
         if data.corpus == "embedded":
-            return embedded_sources(), "festvox-ru", None
+            return embedded_sources(data.hold_out), "festvox-ru", None
         home = DATA / "librispeech"  # one corpus in every part
         if not any(home.rglob("*.flac")):
             download_dataset("librispeech", home, "dev-clean")
