@@ -82,3 +82,18 @@ def test_rejects_what_is_no_audio():
     for bad in (np.zeros((2, RATE)), np.full(RATE, np.nan)):
         with pytest.raises(ValueError, match="finite audio"):
             lines.whitened_spectrum(bad, RATE)
+
+
+def test_what_is_drawn_of_a_comb():
+    drawn = lines.comb_of(speechlike() + comb(80.0), RATE, 80.0)
+    middle = len(drawn.mean) // 2
+    assert drawn.beside_hz[middle] == 0 and drawn.mean.argmax() == middle
+    assert drawn.mean[middle] > 2 * np.median(drawn.mean) and len(drawn.hz) == len(drawn.power) == 900
+    assert len(drawn.lines_hz) == 8 and not (drawn.lines_hz % 80).any()
+    near = np.abs(drawn.hz[:, None] - drawn.lines_hz).min(axis=1) < 2
+    assert drawn.power[near].max() == lines.STRONGEST and drawn.power[near].mean() > 1.3 * drawn.power[~near].mean()
+    none = lines.comb_of(speechlike(), RATE, 80.0).mean
+    assert none.max() < 1.6 * np.median(none)
+    for name in ("whole", "cut"):
+        with pytest.raises(ValueError, match="expected"):
+            lines.comb_of(speechlike(0.3 if name == "cut" else 1.0), RATE, 9000.0 if name == "whole" else 80.0)

@@ -168,3 +168,34 @@ def _found(power: np.ndarray, bin_hz: float, spacing_hz: float, top_hz: float, s
     at = np.minimum((lines / bin_hz).astype(np.intp), len(power) - 2)
     out = lines[np.maximum(power[at], power[at + 1]) > 3]
     return Lines(strength, spacing_hz, len(out), len(lines), float(out.max(initial=0.0)))
+
+
+@dataclass(frozen=True)
+class Comb:
+    """What is drawn of constant lines: the spectrum over its own surroundings, no more than STRONGEST."""
+
+    hz: np.ndarray  # (cell,) the stretch in which the lines stand out most
+    power: np.ndarray  # (cell,) the highest bin of each cell
+    lines_hz: np.ndarray  # (line,) in that stretch
+    beside_hz: np.ndarray  # (place,) from half a spacing below a line to half a spacing above it
+    mean: np.ndarray  # (place,) the highest bin there, averaged over all lines
+
+
+def comb_of(audio: np.ndarray, rate_hz: int, spacing_hz: float, cells: int = 900, places: int = 121) -> Comb:
+    """The lines of a spacing in a recording (samples,). Raises ValueError where there is none or it is too short."""
+    power, bin_hz, edge_hz = whitened_spectrum(audio, rate_hz)
+    lines = line_frequencies(spacing_hz, min(TOP_HZ, 0.975 * rate_hz / 2, edge_hz) - spacing_hz)
+    if not len(lines):
+        raise ValueError(f"expected room for lines every {spacing_hz:g} Hz, found sound up to {edge_hz:g} Hz")
+
+    def highest(low_hz: float, high_hz: float, count: int) -> np.ndarray:
+        edges = (np.linspace(low_hz, high_hz, count + 1) / bin_hz).astype(np.intp)
+        return np.minimum(np.maximum.reduceat(power[: edges[-1] + 1], edges[:-1]), STRONGEST)
+
+    around = np.stack([highest(line - spacing_hz / 2, line + spacing_hz / 2, places) for line in lines])
+    first = int(np.convolve(around[:, places // 2], np.ones(min(8, len(lines))), "valid").argmax())
+    drawn = lines[first : first + 8]
+    low_hz, high_hz = drawn[0] - spacing_hz / 2, drawn[-1] + spacing_hz / 2
+    hz = low_hz + (np.arange(cells) + 0.5) / cells * (high_hz - low_hz)
+    beside_hz = (np.arange(places) - places // 2) * spacing_hz / places
+    return Comb(hz, highest(low_hz, high_hz, cells), drawn, beside_hz, around.mean(axis=0))
