@@ -70,3 +70,9 @@ def test_figures_carry_where_they_come_from(tmp_path, shown):
     stem = tmp_path / "figures" / "30_x"
     assert json.loads(Image.open(stem.with_suffix(".png")).text["Description"]) == trail
     assert "c3d4" in stem.with_suffix(".svg").read_text()
+
+
+@pytest.mark.parametrize("rows, folded", [(12, False), (13, True)])
+def test_a_long_table_is_folded(tmp_path, shown, rows, folded):
+    Exhibits(tmp_path, "30_x", {"seed": 0}).table(pd.DataFrame({"auc": [0.5] * rows}), "auc", "AUC")
+    assert ("<details" in shown[0]["text/html"]) == folded and shown[0]["text/html"].count("<tr") == rows + 1

@@ -25,6 +25,8 @@ training, and through it scores: AUC moves by a few hundredths. Counts and hashe
 MAP_COLOURS = "magma"
 LEVEL_COLOURS = "viridis"
 PALETTE = "colorblind"
+MOST_SHOWN = 12
+"""Rows of a table on its page; a longer one is folded."""
 MOST_ROWS = 60
 """Of the data of a figure on its page; with more, the page would be mostly numbers."""
 
@@ -86,7 +88,7 @@ class Exhibits:
 
     def table(self, table: pd.DataFrame, name: str, caption: str = "", digits: int = 3, show: bool = True,
               reference: list[str] | None = None) -> None:
-        """Save `table` as CSV and JSON and show it with `digits` decimals.
+        """Save `table` as CSV and JSON and show it with `digits` decimals, folded where it has many rows.
 
         `reference` are the columns that name a row. With them, at the preset study, rows of the reference run that this
         run did not compute are added, and a column `run` says which is which.
@@ -105,7 +107,9 @@ class Exhibits:
         if show:
             look = {"index": False, "float_format": f"{{:.{digits}f}}".format, "na_rep": ""}
             html = f"<p class='caption'>{escape(caption)}</p>" if caption else ""
-            html += table.to_html(border=0, **look)
+            rows = table.to_html(border=0, **look)
+            fold = f"<details class='data'><summary>{len(table)} rows</summary>{rows}</details>"
+            html += fold if len(table) > MOST_SHOWN else rows
             if beside:
                 html += ("<p class='caption'>The rows <em>reference</em> were not computed now: they are the "
                          f"<a href='../reference/full/{source.name}'>reference run's</a>.</p>")
