@@ -97,8 +97,8 @@ class Training:
     optimiser: Literal["sgd", "adamw"] = "adamw"  # sgd is the published one, with learning_rate=0.4
     learning_rate: Annotated[float, (1e-9, 100)] = 2e-3  # the highest of a cycle
     weight_decay: Annotated[float, (0, 1)] = 1e-4
-    chains: bool = False  # every second bona fide clip through a random recording chain first: what is normal
-    denoise: bool = False  # the student hears damaged speech, and learns the teacher's features of the undamaged
+    chains: bool = True  # every second bona fide clip through a random recording chain first: what is normal
+    denoise: bool = True  # the student hears damaged speech, and learns the teacher's features of the undamaged
     without: Literal["", *DAMAGES] = ""  # a kind of damage that the teacher does not learn: leave one out
     check_every: Count = 100  # steps between two looks at the bona fide validation loss
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -250,7 +250,8 @@ PRESETS: dict[str, dict[str, object]] = {
 _STFPM = {
     "network.teacher": "imagenet", "network.student_planes": (), "network.standardise": False,
     "view.planes": ("level",), "training.optimiser": "sgd", "training.learning_rate": 0.4, "training.batch": 32,
-    "training.weight_decay": 1e-4, "scoring.scaling": "element", "scoring.combine": "product", "scoring.pooling": "max",
+    "training.weight_decay": 1e-4, "training.chains": False, "training.denoise": False,
+    "scoring.scaling": "element", "scoring.combine": "product", "scoring.pooling": "max",
 }
 RECIPES: dict[str, dict[str, object]] = {
     # Ours: a teacher that names designed damage, all planes for it, the magnitude for the student, readings scored.
