@@ -74,7 +74,11 @@ def evidence_detector(study: Study, experiment: str) -> Detector:
 
 def judged(detector: Detector, audio: np.ndarray, rate_hz: int = RATE_HZ) -> dict[str, float]:
     """Each kind of evidence of a recording (samples,), their weighted sum `all` (up = fake), their conformal p-values
-    (`p_lines`, ..., `p_all`), the spacing of lines in Hz and the seconds. Raises ValueError for less than 0.3 s."""
+    (`p_lines`, ..., `p_all`), the spacing of lines in Hz and the seconds; of a detector without evidence, the pyramid's
+    anomaly and p-value. Raises ValueError for less than 0.3 s."""
+    if detector.evidence is None:
+        anomaly = detector.score(audio, rate_hz)
+        return {"pyramid": anomaly, "p_pyramid": detector.p_value(anomaly)}
     measured, evidence = detector.measure(audio, rate_hz), detector.evidence
     values, seconds = measured.values, measured.seconds
     alone = {f"p_{name}": value for name, value in evidence.p_values(values, seconds).items()}
