@@ -158,7 +158,7 @@ def score(chosen: argparse.Namespace) -> int:
         print(f"stopped by Ctrl-C after {len(recordings)} of {len(named)} recordings"
               + (f", which are kept in {kept}" if kept else "; nothing was written"), file=sys.stderr)
     complete = len(recordings) == len(named)
-    table = explaining.as_table(recordings)
+    table = explaining.as_table(recordings) if chosen.csv or chosen.html else None
     if chosen.json and recordings:
         paths.write_json(chosen.json, explaining.as_json(recordings, names, alpha, left_out, complete))
     if chosen.csv and recordings:

@@ -13,14 +13,15 @@ import pytest
 import soundfile
 import torch
 
-from lib.data.audio import AudioReport
+from lib.data.audio import AudioReport, listed, recordings_below
 from lib.data.channel import pass_channel
+from lib.data.decoders import SUFFIXES
 from lib.detector import Detector
 from lib.evaluate.metrics import conformal
 from lib.model.checkpoints import DetectorError
 from lib.model.images import image
 from lib.paths import UsageError, shown
-from lib.recordings.corpus import calibrate, judged_all, listed, recordings_below
+from lib.recordings.corpus import calibrate, judged_all
 from lib.recordings.explaining import (
     BANDS,
     Collected,
@@ -274,6 +275,12 @@ def test_folders_give_all_recordings_and_what_was_left_out(tmp_path, save, voice
     once, left_out = listed([tmp_path / "phone" / "b.WAV"], [tmp_path / "phone", tmp_path / "phone"])
     assert len(once) == 6 and sum("the same file as" in reason for _, reason in left_out) == 2
     assert (str(tmp_path / "phone"), "named twice") in left_out
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_kind_that_a_decoder_reads_is_a_recording_of_its_folder(tmp_path, suffix):
+    (tmp_path / f"a{suffix.upper()}").write_bytes(b"whatever it begins with")
+    assert recordings_below(tmp_path) == ([tmp_path / f"a{suffix.upper()}"], [])
 
 
 def test_folders_that_cannot_be_opened_are_left_out_and_said(tmp_path, save, voice, monkeypatch):

@@ -1,4 +1,5 @@
-"""Owns the reading of recordings as mono samples with a report of what is odd about them, and the writing of clips.
+"""Owns the reading of recordings as mono samples with a report of what is odd about them, the writing of clips, and
+the recordings of a folder.
 
 A problem that makes a score meaningless is an `AudioError`, one that may bias it a warning in the `AudioReport`.
 """
@@ -6,7 +7,7 @@ A problem that makes a score meaningless is an `AudioError`, one that may bias i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from lib.data.decoders import AudioError, Source, checked_file, refused, require, source_of, through_ffmpeg
-from lib.paths import atomic
+from lib.data.decoders import SUFFIXES, AudioError, Source, checked_file, refused, require, source_of, through_ffmpeg
+from lib.paths import atomic, shown
 
 RATE_LIMITS_HZ = (8_000, 192_000)
 MAX_CHANNELS = 8
@@ -23,6 +24,10 @@ MAX_PEAK = 1_000.0  # beyond this the samples are integers stored as floats, or 
 SILENCE_PEAK = 1e-4  # -80 dBFS, after the DC offset is taken off
 LONG_SECONDS = 3_600.0
 _FFT = 1024
+STARTS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b"#!AMR", b"\x1aE\xdf\xa3", b"0&\xb2u",
+          b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9")
+"""How files of sound and film begin, whatever their names: WAV, FLAC, Ogg, MP3, AIFF, CAF, AMR, WebM, WMA, AU, AAC."""
+LeftOut = tuple[str, str]  # a file or folder and why it was left out
 
 
 @dataclass(frozen=True)
@@ -221,3 +226,67 @@ class Meter:
         self.report = AudioReport(
             self.path, seconds, rate, self.source.channels, self.peak, (*self.source.notes, *warnings), bandwidth,
             silence, (self.flat + tops) / (self.frames * channels), self.source.decoder)
+
+
+# --- files of a folder ------------------------------------------------------------------------------------------------
+
+
+def recordings_below(folder: Path | str) -> tuple[list[Path], list[LeftOut]]:
+    """Every recording below `folder`, sorted, and what was left out. Raises ValueError where there is none."""
+    folder, paths, left_out = Path(folder), [], []
+    if not folder.is_dir():
+        state = "a file" if folder.exists() else "no such folder"
+        raise ValueError(f"{shown(folder)}: expected a folder with recordings, found {state}")
+
+    def closed(error: OSError) -> None:
+        left_out.append((error.filename, f"cannot be opened: {error.strerror}"))
+
+    for place, inner, names in os.walk(folder, onerror=closed):
+        reasons = {name: _reason(Path(place, name)) for name in sorted([*inner, *names])}
+        left_out += [(os.path.join(place, name), reason) for name, reason in reasons.items() if reason]
+        paths += [Path(place, name) for name in names if not reasons[name]]
+        inner[:] = [name for name in inner if not reasons[name]]
+    if not paths:
+        listed = "; ".join(f"{shown(os.path.relpath(path, folder))}: {reason}" for path, reason in left_out[:3])
+        raise ValueError(f"{shown(folder)}: expected a folder with recordings, found {listed or 'nothing in it'}")
+    return sorted(paths), left_out
+
+
+def _reason(path: Path) -> str:
+    """Why an entry of a folder is left out; empty for a recording and for a folder to look into."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "a link to a folder" if path.is_symlink() else ""
+    if not path.is_file():
+        return "a link to nothing" if path.is_symlink() else "no regular file"
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return ""  # the reader says what is wrong
+    sound = start.startswith(STARTS) and start[8:] != b"WEBP" or start[4:8] == b"ftyp"
+    return "" if sound or path.suffix.lower() in SUFFIXES else "no sound"
+
+
+def listed(files: Iterable[Path | str], folders: Iterable[Path | str] = (),
+           there: bool = False) -> tuple[list[Path | str], list[LeftOut]]:
+    """The recordings of `files` and below `folders`, each once, and what was left out. Raises ValueError for a folder
+    that is none and, with `there`, for a file that is not there."""
+    paths, left_out, places = list(files), [], {}
+    if there and (absent := [path for path in paths if not os.path.exists(path)]):
+        raise ValueError(f"{shown(absent[0])}: expected a file or folder of recordings, found nothing there")
+    once = {os.path.realpath(folder): folder for folder in folders}
+    left_out += [(str(folder), "named twice") for folder in folders if folder is not once[os.path.realpath(folder)]]
+    for folder in once.values():
+        below, others = recordings_below(folder)
+        paths, left_out = paths + below, left_out + others
+    for path in paths:
+        try:
+            place = os.stat(path).st_dev, os.stat(path).st_ino
+        except OSError:
+            place = os.path.abspath(path)
+        if place in places:
+            left_out.append((str(path), f"the same file as {shown(places[place])}"))
+        places.setdefault(place, path)
+    return list(places.values()), left_out

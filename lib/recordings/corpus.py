@@ -1,4 +1,4 @@
-"""Owns work on many recordings: the files of a folder, several processes, a manifest in blocks, calibration.
+"""Owns work on many recordings: several processes, a manifest in blocks, calibration.
 
 While the score file OUT of a manifest is in the making, OUT.parts holds plan.json (what is scored with what) and a JSON
 file for every finished block. A rerun with any number of processes does the blocks that are missing.
@@ -15,88 +15,24 @@ import tempfile
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
-from lib.data.audio import read_audio
+from lib.data.audio import listed, read_audio, recordings_below
 from lib.data.channel import FRAME
-from lib.data.scorefiles import ScoreFileError, write_scores
 from lib.engine import Engine, in_processes
 from lib.model.checkpoints import DetectorError
 from lib.paths import atomic, clear_stale, digest_of, require_outputs, shown, write_json
 from lib.recordings.judging import REASONS, Limits, Recording, judged, load_detector
 from lib.settings import RATE_HZ
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 BLOCK = 32  # clips in a block: what a kill can cost, and the share of work that processes take in turns
 NOISE_DB = 4.0  # in noise alone, loud and quiet frames are closer than this
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".mp4", ".webm", ".aiff", ".amr", ".wma")
-STARTS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b"#!AMR", b"\x1aE\xdf\xa3", b"0&\xb2u",
-          b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9")
-"""How files of sound and film begin, whatever their names: WAV, FLAC, Ogg, MP3, AIFF, CAF, AMR, WebM, WMA, AU, AAC."""
-LeftOut = tuple[str, str]  # a file or folder and why it was left out
-
-
-def recordings_below(folder: Path | str) -> tuple[list[Path], list[LeftOut]]:
-    """Every recording below `folder`, sorted, and what was left out. Raises ValueError where there is none."""
-    folder, paths, left_out = Path(folder), [], []
-    if not folder.is_dir():
-        state = "a file" if folder.exists() else "no such folder"
-        raise ValueError(f"{shown(folder)}: expected a folder with recordings, found {state}")
-
-    def closed(error: OSError) -> None:
-        left_out.append((error.filename, f"cannot be opened: {error.strerror}"))
-
-    for place, inner, names in os.walk(folder, onerror=closed):
-        reasons = {name: _reason(Path(place, name)) for name in sorted([*inner, *names])}
-        left_out += [(os.path.join(place, name), reason) for name, reason in reasons.items() if reason]
-        paths += [Path(place, name) for name in names if not reasons[name]]
-        inner[:] = [name for name in inner if not reasons[name]]
-    if not paths:
-        listed = "; ".join(f"{shown(os.path.relpath(path, folder))}: {reason}" for path, reason in left_out[:3])
-        raise ValueError(f"{shown(folder)}: expected a folder with recordings, found {listed or 'nothing in it'}")
-    return sorted(paths), left_out
-
-
-def _reason(path: Path) -> str:
-    """Why an entry of a folder is left out; empty for a recording and for a folder to look into."""
-    if path.name.startswith("."):
-        return "hidden"
-    if path.is_dir():
-        return "a link to a folder" if path.is_symlink() else ""
-    if not path.is_file():
-        return "a link to nothing" if path.is_symlink() else "no regular file"
-    try:
-        with path.open("rb") as file:
-            start = file.read(12)
-    except OSError:
-        return ""  # the reader says what is wrong
-    sound = start.startswith(STARTS) and start[8:] != b"WEBP" or start[4:8] == b"ftyp"
-    return "" if sound or path.suffix.lower() in SUFFIXES else "no sound"
-
-
-def listed(files: Iterable[Path | str], folders: Iterable[Path | str] = (),
-           there: bool = False) -> tuple[list[Path | str], list[LeftOut]]:
-    """The recordings of `files` and below `folders`, each once, and what was left out. Raises ValueError for a folder
-    that is none and, with `there`, for a file that is not there."""
-    paths, left_out, places = list(files), [], {}
-    if there and (absent := [path for path in paths if not os.path.exists(path)]):
-        raise ValueError(f"{shown(absent[0])}: expected a file or folder of recordings, found nothing there")
-    once = {os.path.realpath(folder): folder for folder in folders}
-    left_out += [(str(folder), "named twice") for folder in folders if folder is not once[os.path.realpath(folder)]]
-    for folder in once.values():
-        below, others = recordings_below(folder)
-        paths, left_out = paths + below, left_out + others
-    for path in paths:
-        try:
-            place = os.stat(path).st_dev, os.stat(path).st_ino
-        except OSError:
-            place = os.path.abspath(path)
-        if place in places:
-            left_out.append((str(path), f"the same file as {shown(places[place])}"))
-        places.setdefault(place, path)
-    return list(places.values()), left_out
 
 
 def judged_all(paths: Iterable[Path | str], folder: Path | str | None = None, alpha: float = 0.05, jobs: int = 1,
@@ -127,6 +63,10 @@ def read_manifest(path: Path | str, root: Path | str | None = None) -> pd.DataFr
     Paths are below `root`; by default below the folder that the table remembers (Parquet), or the table's own (CSV).
     Raises ScoreFileError for a table without these columns, with repeated ids or naming files that are not there.
     """
+    import pandas as pd
+
+    from lib.data.scorefiles import ScoreFileError
+
     path = Path(path)
     if path.is_dir():
         rows = [(each.relative_to(path).as_posix(), str(each)) for each in recordings_below(path)[0]]
@@ -158,6 +98,8 @@ def score_manifest(table: pd.DataFrame, out: Path | str, engine: Engine, detecto
     Clips that cannot be scored are left out of `out` and listed, with the reason, in OUT.unscored.csv. In every process
     but the main one the result is None. Raises ScoreFileError where parts of another manifest or detector lie there.
     """
+    from lib.data.scorefiles import ScoreFileError
+
     out = Path(out)
     parts = out.with_name(out.name + ".parts")
     detector, limits, names = load_detector(detector_folder)
@@ -186,6 +128,10 @@ def merged(parts: Path, ids: list[str]) -> pd.DataFrame:
 
     Raises ScoreFileError for clips that are missing, there twice, or in no manifest.
     """
+    import pandas as pd
+
+    from lib.data.scorefiles import ScoreFileError
+
     rows = [row for path in sorted(parts.glob("0*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
     table = pd.DataFrame(rows, columns=["clip_id", "anomaly", "why"]).astype({"anomaly": float})
     twice = table.clip_id[table.clip_id.duplicated()].tolist()
@@ -197,6 +143,8 @@ def merged(parts: Path, ids: list[str]) -> pd.DataFrame:
 
 
 def _finished(parts: Path, ids: list[str], out: Path, form: str) -> pd.DataFrame:
+    from lib.data.scorefiles import ScoreFileError, write_scores
+
     results = merged(parts, ids)
     scored, unscored = results[results.anomaly.notna()], results[results.anomaly.isna()]
     if scored.empty:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from lib.data.channel import Passage, pass_channel
@@ -25,6 +24,8 @@ from lib.paths import atomic, file_digest, shown, write_json
 from lib.settings import RATE_HZ, View
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lib.recordings.judging import Part, Piece, Recording
 
 SCHEMA = 2
@@ -182,6 +183,8 @@ def band_names(explanation: Explanation) -> list[str]:
 
 def map_rows(stretch: Stretch) -> pd.DataFrame:
     """Means of the map in BANDS bands, a row for every half second that means something."""
+    import pandas as pd
+
     drawn, step = stretch.map, round(0.5 / stretch.explanation.hop_s)
     rows = {}
     for first in range(0, drawn.shape[1], step):
@@ -212,6 +215,8 @@ def as_json(recordings: list[Recording], names: dict[str, object], alpha: float,
 
 def as_table(recordings: list[Recording]) -> pd.DataFrame:
     """A row a recording: its numbers and words, each evidence by its kind, warnings joined; no parts."""
+    import pandas as pd
+
     rows = []
     for recording in recordings:
         row = {name: value for name, value in vars(recording).items() if not isinstance(value, tuple | dict)}

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import soxr
 
 from lib.data.audio import AudioError, AudioReport, header, iter_audio
@@ -256,7 +255,8 @@ def weighed(detector: Detector, parts: tuple[Part, ...], measured: dict[Part, Me
         p_value = conformal(detector.calibration, anomaly)
         return {"anomaly": anomaly, "p_value": p_value, "evidence": {"pyramid": Evidence(anomaly, p_value)}}
     pieces, joint = [measured[part] for part in parts], detector.evidence
-    values = pd.DataFrame([piece.values for piece in pieces]).mean().to_numpy()  # of those that could be measured
+    measures = np.ma.masked_invalid([piece.values for piece in pieces])  # NaN: could not be measured
+    values = measures.mean(axis=0).filled(np.nan)
     seconds = float(np.mean([piece.seconds for piece in pieces]))
     alone = joint.p_values(values, seconds)
     return {"anomaly": joint.joint(values, seconds), "p_value": joint.p_value(values, seconds),
