@@ -62,8 +62,6 @@ class Detector:
         self.key, self.scaling_part = "", "scaling"  # of the study that made it: cache name, part behind the scaling
         self.in_precision("fp32")
 
-    # --- a recording ------------------------------------------------------------------------------------------------
-
     def score(self, audio: np.ndarray, rate_hz: int) -> float:
         """Anomaly of a recording (samples,), up = fake: of all evidence together where this detector has calibrated it,
         else of the pyramid. Raises ValueError for bad samples."""
@@ -72,16 +70,15 @@ class Detector:
         measured = self.measure(audio, rate_hz)
         return self.evidence.joint(measured.values, measured.seconds)
 
-    def measure(self, audio: np.ndarray, rate_hz: int, pyramid: float | None = None) -> Measured:
-        """Every statistic of a recording (samples,) at its own rate; `pyramid` is its anomaly, where it is known."""
-        pyramid = self.score_prepared(*self._prepared(audio, rate_hz)[:2]) if pyramid is None else pyramid
+    def measure(self, audio: np.ndarray, rate_hz: int, pyramid: tuple[float, float] | None = None) -> Measured:
+        """Every statistic of a recording (samples,) at its own rate; `pyramid` is what `seen` says, if it is known."""
+        pyramid = pyramid or self._seen(audio, rate_hz)
         return self.evidence.measure(np.asarray(audio, dtype=np.float32), rate_hz, pyramid)
 
     def fit_evidence(self, recordings: Iterable[tuple[np.ndarray, int]], sources: Sequence[str],
                      student: TextureStudent, ids: list[str]) -> None:
         """Calibrate all evidence on bona fide recordings (audio (samples,), rate_hz) and the corpora they are from."""
-        pairs = side_by_side(lambda pair: measured(*pair, self.score_prepared(*self._prepared(*pair)[:2]), student),
-                             recordings)
+        pairs = side_by_side(lambda pair: measured(*pair, self._seen(*pair), student), recordings)
         values, seconds = zip(*((each.values, each.seconds) for each in pairs))
         self.evidence = Evidence(student, np.stack(values), seconds, sources)
         self.fitted_on["evidence"] = list(ids)
@@ -110,9 +107,9 @@ class Detector:
         if min(map(len, halves)) < len(pieces) / 3:
             halves = [pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :]]
         for fitting, half in zip((self.fit_scaling, self.fit_threshold), halves):
-            anomalies = fitting([piece[2] for piece in half], [piece[0] for piece in half])
+            seen = fitting([piece[2] for piece in half], [piece[0] for piece in half])
         if self.evidence:  # other sources were measured by another pyramid
-            further = [self.measure(piece[1], RATE_HZ, each) for piece, each in zip(halves[1], anomalies)]
+            further = [self.measure(piece[1], RATE_HZ, each) for piece, each in zip(halves[1], seen)]
             self.evidence = self.evidence.joined_by("calibration", further, without="pyramid")
         return self
 
@@ -154,8 +151,6 @@ class Detector:
         vars(detector).update(parts, fitted_on=sheet.get("fitted_on", {}))
         detector.scale = colour_scale(folder, sheet, detector.map_kind)
         return detector
-
-    # --- a clip after the channel -----------------------------------------------------------------------------------
 
     def in_precision(self, precision: str) -> Detector:
         """This detector, from now on with networks that compute in `precision`, one of PRECISIONS; else ValueError."""
@@ -199,6 +194,13 @@ class Detector:
         statistics = clip_statistics(levels, self.scaling, *self.needs(), self.settings.scoring.bands)
         return float(self.anomaly_of({name: np.stack([value]) for name, value in statistics.items()})[0])
 
+    def seen(self, _: torch.Tensor, levels: list[Level]) -> tuple[float, float]:
+        """What the pyramid says of a clip from what `clip_residuals` gave: its anomaly and its steadiness."""
+        return self.score_residuals(levels), self.scaling.steadiness(levels)
+
+    def _seen(self, audio: np.ndarray, rate_hz: int) -> tuple[float, float]:
+        return self.seen(*self.clip_residuals(*self._prepared(audio, rate_hz)[:2]))
+
     def explanation(self, picture: torch.Tensor, levels: list[Level], active: np.ndarray, start_s: float = 0.0,
                     kind: str | None = None) -> Explanation:
         """Score and map from what `clip_residuals` gave. Pauses say nothing: there each level has its lowest value."""
@@ -208,7 +210,7 @@ class Detector:
         for level in grown:
             level[:, ~mask] = level[:, mask].min() if mask.any() else level.min()
         whole = combined(grown, self.settings.scoring.combine, kind)
-        return Explanation(self.score_residuals(levels), whole.numpy(), [level.numpy() for level in grown],
+        return Explanation(*self.seen(picture, levels), whole.numpy(), [level.numpy() for level in grown],
                            picture.numpy(), mask, start_s, view.hop_s, row_hz(view, self.settings.channel))
 
     @property
@@ -277,22 +279,20 @@ class Detector:
         self.typicality = Typicality.fit(np.stack(profiles))
         self.fitted_on["scaling"] = list(ids)
 
-    def fit_threshold(self, clips: Sequence[Clip], ids: list[str]) -> tuple[float, ...]:
+    def fit_threshold(self, clips: Sequence[Clip], ids: list[str]) -> tuple[tuple[float, float], ...]:
         """Keep the anomaly scores of further bona fide clips as the calibration of p-values and thresholds, and the
-        colour scale of their maps; the scores in the order of `clips`."""
+        colour scale of their maps; what is `seen` of each, in the order of `clips`."""
         drawn = drawn_clips(len(clips))
 
-        def measured(index: int) -> tuple[float, np.ndarray | None]:
+        def measured(index: int) -> tuple[tuple[float, float], np.ndarray | None]:
             picture, levels = self.clip_residuals(*clips[index])
-            if index not in drawn:
-                return self.score_residuals(levels), None
-            explanation = self.explanation(picture, levels, clips[index][1])
-            return explanation.anomaly, explanation.cells
+            cells = self.explanation(picture, levels, clips[index][1]).cells if index in drawn else None
+            return self.seen(picture, levels), cells
 
-        anomalies, cells = zip(*side_by_side(measured, range(len(clips))))
-        self.scale, self.calibration = colour_limits([cells[index] for index in drawn]), np.sort(anomalies)
-        self.fitted_on["threshold"] = list(ids)
-        return anomalies
+        seen, cells = zip(*side_by_side(measured, range(len(clips))))
+        self.scale = colour_limits([cells[index] for index in drawn])
+        self.calibration, self.fitted_on["threshold"] = np.sort([anomaly for anomaly, _ in seen]), list(ids)
+        return seen
 
     def colour_limits(self, clips: Sequence[Clip], kind: str | None = None) -> tuple[float, float]:
         """Colour limits for all maps of `kind` (default: `map_kind`), from the maps of bona fide clips."""

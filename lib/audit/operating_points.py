@@ -273,7 +273,7 @@ def of_persons(detector: Detector, clips: pd.DataFrame, minutes: Iterable[float]
 def _under(variants: dict[float, Detector], recording: tuple[str, np.ndarray]) -> list[dict[str, object]]:
     (generator, audio), first, rows = recording, variants[0], []  # one pass serves all, whose networks are the same
     levels = first.clip_residuals(*apply_channel(audio, first.settings.channel))[1]
-    known = first.evidence.measure(audio, RATE_HZ, np.nan)
+    known = first.evidence.measure(audio, RATE_HZ, (np.nan, first.scaling.steadiness(levels)))
     for amount, variant in variants.items():
         pyramid, joint = variant.score_residuals(levels), variant.evidence
         values = np.where(np.array(joint.names) == "pyramid", pyramid, known.values), known.seconds

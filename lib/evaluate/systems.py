@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lib.detector import Detector
     from lib.study import Study
 
-TITLES = {"pyramid": "Damage readings", "lines": "Constant lines", "texture": "Smooth texture",
-          "sameness": "Texture student", "all": "All evidence"}
+TITLES = {"pyramid": "Damage readings", "steady": "Steady readings", "lines": "Constant lines",
+          "texture": "Smooth texture", "sameness": "Texture student", "all": "All evidence"}
 """Kinds of evidence in tables and figures."""
 STUDENT_CLIPS = 400
 """Training clips that the texture student hears at most, each as it is and through a random recording chain."""

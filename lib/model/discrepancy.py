@@ -105,6 +105,7 @@ class Explanation:
     """Where a recording is anomalous."""
 
     anomaly: float  # up = fake
+    steadiness: float  # of the readings over time (lib.model.scaling.Scaling.steadiness)
     map: np.ndarray  # (frequency, frame): the levels' maps combined, on the image's grid
     levels: list[np.ndarray]  # the scaled map of each pyramid level on that grid, in deviations of bona fide speech
     image: np.ndarray  # (plane, frequency, frame)

@@ -14,7 +14,7 @@ import torch
 from lib.model.lines import Lines, constant_lines
 from lib.model.texture import TextureStudent, at_rate, sameness, smoothness
 
-WEIGHTS = {"pyramid": 0.5, "lines": 1.0, "texture": 0.7, "sameness": 0.5}
+WEIGHTS = {"pyramid": 0.3, "steady": 0.35, "lines": 1.0, "texture": 0.7, "sameness": 0.5}
 """Kinds of evidence and their weights; chosen on external development recordings (notebook 36)."""
 LIMITS = {"lines": (0.0, 12.0)}
 """Of standardised statistics, else OTHER_LIMITS: none outvotes the others without bound, and little of one is hardly a
@@ -35,10 +35,10 @@ class Measured:
     lines: Lines
 
 
-def measured(audio: np.ndarray, rate_hz: int, pyramid: float, student: TextureStudent) -> Measured:
-    """Every statistic of `audio` (samples,) at its own rate, whose anomaly under the pyramid is known."""
+def measured(audio: np.ndarray, rate_hz: int, pyramid: tuple[float, float], student: TextureStudent) -> Measured:
+    """Every statistic of `audio` (samples,) at its own rate, of which the pyramid said (anomaly, steadiness)."""
     lines = constant_lines(audio, rate_hz)
-    values = {"pyramid": pyramid, "lines": lines.strength if lines.spacing_hz else np.nan,
+    values = {"pyramid": pyramid[0], "steady": pyramid[1], "lines": lines.strength if lines.spacing_hz else np.nan,
               "texture": smoothness(audio, rate_hz), "sameness": sameness(student, at_rate(audio, rate_hz))}
     return Measured(np.array([values[name] for name in WEIGHTS]), len(audio) / rate_hz, lines)
 
@@ -112,7 +112,7 @@ class Evidence:
             rates[str(source)] = float(np.mean([others.p_value(self.values[i], self.seconds[i]) <= alpha for i in own]))
         return rates
 
-    def measure(self, audio: np.ndarray, rate_hz: int, pyramid: float) -> Measured:
+    def measure(self, audio: np.ndarray, rate_hz: int, pyramid: tuple[float, float]) -> Measured:
         """`measured` with this student."""
         return measured(audio, rate_hz, pyramid, self.student)
 

@@ -157,6 +157,13 @@ class Scaling:
             return ((elements - middle[..., None]) / spread[..., None]).sum(0) / root
         raise ValueError(f"scaling {kind!r} is not one of {', '.join(SCALINGS)}")
 
+    def steadiness(self, clip: list[Level]) -> float:
+        """How little the readings of a clip vary over its active frames: minus the mean over levels, kinds and rows of
+        ln s, s their deviation over time; up = fake, since voices vary more than networks do. NaN without readers."""
+        spreads = [readings(residual[..., active], reader).std(-1, correction=0).clamp_min(1e-9).log().mean()
+                   for (residual, active), reader in zip(clip, self.readers)]
+        return -float(torch.stack(spreads).mean()) if spreads else float("nan")
+
     def profiled(self, residuals: list[torch.Tensor], kind: str, maps: list[torch.Tensor] = ()) -> list[torch.Tensor]:
         """What the profile of a kind is the mean of, for each level: the residual itself (signed), its readings (read),
         or the scaled `maps`, made here where they are not given. Differentiable."""

@@ -148,7 +148,8 @@ def spoken(recording: Recording, alpha: float) -> str:
     ranked = sorted(recording.evidence, key=lambda name: recording.evidence[name].p_value)
     names = [name for name in ranked if recording.evidence[name].p_value <= alpha] or ranked[:1]
     texts = {"lines": recording.lines.sentence() if recording.lines else "", "texture": "too smooth above 4 kHz",
-             "sameness": "its texture varies too little", "pyramid": "damage"}
+             "sameness": "its texture varies too little", "pyramid": "damage",
+             "steady": "its fine structure varies too little over time"}
     if recording.regions:
         place = recording.regions[0]
         texts["pyramid"] = (f"damage at {place.start_s:.1f}-{place.start_s + place.seconds:.1f} s, "

@@ -65,8 +65,7 @@ class Limits:
 REASONS = {
     "bandwidth_hz": (1000, "narrow band: nothing above {:.1f} kHz, calibration speech reaches {:.1f} kHz or more"),
     "crest_db": (1, "limited: peaks {:.1f} dB above the mean level, in calibration speech at least {:.1f} dB"),
-    "range_db": (1, "noise, music or babble: loud and quiet frames {:.1f} dB apart, in calibration speech at least "
-                    "{:.1f} dB"),
+    "range_db": (1, "noise, music or babble: loud and quiet frames {:.1f} dB apart, calibration speech {:.1f} or more"),
 }
 
 
@@ -112,6 +111,7 @@ class Part:
     p_value: float
     crest_db: float
     range_db: float
+    steadiness: float  # of the pyramid's readings over time; up = fake
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
             part, piece = _scored(detector, start_s, audio, passage, visit is not None)
             parts.append(part)
             if detector.evidence:
-                measured[part] = detector.measure(own, rate_hz, part.anomaly)
+                measured[part] = detector.measure(own, rate_hz, (part.anomaly, part.steadiness))
                 piece = dataclasses.replace(piece, measured=measured[part])
             if part.p_value <= alpha and detector.scale:
                 places[part] = regions(piece.explanation or _explanation(detector, piece), detector.map_limits[1])
@@ -233,14 +233,14 @@ def _scored(detector: Detector, start_s: float, audio: np.ndarray, passage: Pass
     """One piece scored, with its map where it is to be `drawn`."""
     piece, band, active = Piece(start_s, audio, passage), passage.band, passage.active
     if drawn:
-        piece = dataclasses.replace(piece, explanation=_explanation(detector, piece))
-    anomaly = piece.explanation.anomaly if drawn else detector.score_prepared(passage.audio, active)
+        piece = dataclasses.replace(piece, explanation=(made := _explanation(detector, piece)))
+    seen = (made.anomaly, made.steadiness) if drawn else detector.seen(*detector.clip_residuals(passage.audio, active))
     # Peaks and pauses of the recording itself, before the channel levels them.
     mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
     loud, quiet = np.quantile(frame_levels(band), [0.95, 0.1])
     crest_db = float(20 * np.log10(np.abs(band).max() + 1e-12) - 10 * np.log10(mean_square))
-    part = Part(start_s, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), anomaly,
-                conformal(detector.calibration, anomaly), crest_db, float(loud - quiet))
+    part = Part(start_s, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), seen[0],
+                conformal(detector.calibration, seen[0]), crest_db, float(loud - quiet), seen[1])
     return part, piece
 
 
