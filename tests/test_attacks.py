@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from lib.audit.attacks import TAPS, Target, anomaly_tensor, attack_table, filtered, learned_filter, pictured
+from lib.audit.attacks import (
+    TAPS,
+    Target,
+    anomaly_tensor,
+    attack_table,
+    filtered,
+    learned_filter,
+    notched,
+    pictured,
+)
 from lib.data.channel import apply_channel
 from lib.detector import Detector
 from tests.conftest import toy_speech
@@ -73,3 +82,10 @@ def test_the_table_counts_what_passes(tiny_detector):
     table = attack_table(tiny_detector, calibration, rows)
     row = table.iloc[0]
     assert (row["AUC before"], row["AUC after"], row["passing before"], row["passing after"]) == (1.0, 0.0, 0.0, 1.0)
+
+
+def test_a_comb_of_notches_takes_the_lines_and_leaves_what_lies_between():
+    time = np.arange(16000) / 16000
+    on, between = np.sin(2 * np.pi * 800 * time), np.sin(2 * np.pi * 840 * time)
+    assert np.abs(notched(on, 80.0, 2.0)).max() < 1e-3, "800 Hz is a multiple of 80 Hz"
+    np.testing.assert_allclose(notched(between, 80.0, 2.0), between, atol=1e-3)

@@ -125,3 +125,13 @@ def test_read_map_sees_only_what_the_readers_read():
     assert torch.equal(again.apply(0, parts, "read"), before)
     with pytest.raises(ValueError, match="this teacher has none"):
         fit_on(clips, [(3, 5)]).apply(0, parts, "read")
+
+
+def test_steadiness_by_hand():
+    swings = torch.tensor([0.0, 2.0, 0.0, 2.0]).reshape(1, 1, 4)  # deviation 1 over time, ln 1 = 0
+    active, reader = torch.tensor([True, True, True, True]), torch.ones(1, 1)
+    scaling = Scaling([(1, 1)], [reader], [[(1, 1)]])
+    assert scaling.steadiness([(swings, active)]) == pytest.approx(0.0, abs=1e-6)
+    assert scaling.steadiness([(swings / math.e, active)]) == pytest.approx(1.0, abs=1e-6), "less variation, up"
+    assert scaling.steadiness([(swings, torch.tensor([True, False, True, False]))]) > 15, "no variation where speech is"
+    assert math.isnan(Scaling([(1, 1)]).steadiness([(swings, active)])), "no readers, nothing to read"
