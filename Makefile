@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: study test lab bench fuzz verify archive setup clean help
+.PHONY: study test lab bench fuzz verify recheck archive setup clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -37,6 +37,9 @@ fuzz: setup ## fuzz the audio reader and the checkpoint loader for a fixed budge
 
 verify: setup ## compare the tables of the last run with reports/reference
 	@$(PY) -m lib verify --preset $(PRESET) $(ARGS)
+
+recheck: setup ## rebuild every table of the reference run that is made of scores, from its score files; no audio is needed
+	@$(PY) -m lib verify --scores
 
 archive: ## the whole report of the last run, with the reference tables it links to, as report.tar.gz for a release
 	@test -f reports/index.html || { echo "error: no report here; make it first: make study"; exit 1; }
