@@ -1,6 +1,8 @@
 """Tables of score frames against hand-computed values, and their rebuilding from score files."""
 
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from lib.data.scorefiles import FRAME, OURS, clusters, load_scores, parts_of, sa
 from lib.evaluate import results
 from lib.evaluate.baseline_networks import like_study
 from lib.evaluate.metrics import MetricError
+from lib.paths import PROJECT
 from lib.settings import load_settings
 
 COLUMNS = ["clip_id", "speaker", "parent", "corpus", "single", "multi", "role", "family", "generator", "text",
@@ -190,3 +193,9 @@ def test_a_frame_of_the_development_clips():
     assert results.per_generator(table, "multi", split="development", intervals=False).equals(
         results.per_generator(frame, "multi", split="development", intervals=False))
     assert scorefiles.ROLES.keys() == {"copysynth", "tts", "spoof"}
+
+
+def test_tables_are_rebuilt_without_torch_and_without_audio():
+    program = ("import sys, lib.evaluate.results, lib.audit.operating_points; "
+               "sys.exit(bool({'torch', 'soundfile'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT).returncode == 0

@@ -11,9 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lib import seeds
-from lib.data.channel import apply_channel
 from lib.data.scorefiles import OURS, score_frame
-from lib.engine import side_by_side
 from lib.evaluate import metrics
 from lib.paths import DATA, clocked
 from lib.settings import RATE_HZ
@@ -24,8 +22,7 @@ if TYPE_CHECKING:
 
 LEVELS = (0.01, 0.05, 0.10)
 CONSTRUCTIONS = ("clips", "speakers", "speakers, doubled")
-WITHOUT = f"{OURS}, without "  # a fold's system: its typicality was fitted on the other voices
-AWAY = "One-speaker detector on other voices"
+WITHOUT, AWAY = f"{OURS}, without ", "One-speaker detector on other voices"  # a fold: fitted on the other voices
 
 
 def p_values(calibration: Iterable[float], speakers: Iterable[str], anomalies: np.ndarray,
@@ -251,6 +248,7 @@ def of_persons(detector: Detector, clips: pd.DataFrame, minutes: Iterable[float]
     """
     from lib.data.audio import read_audio
     from lib.data.generators import GENERATORS
+    from lib.engine import side_by_side
 
     rows = []
     for name, own in clips.groupby("speaker", sort=False):
@@ -271,6 +269,8 @@ def of_persons(detector: Detector, clips: pd.DataFrame, minutes: Iterable[float]
 
 
 def _under(variants: dict[float, Detector], recording: tuple[str, np.ndarray]) -> list[dict[str, object]]:
+    from lib.data.channel import apply_channel
+
     (generator, audio), first, rows = recording, variants[0], []  # one pass serves all, whose networks are the same
     levels = first.clip_residuals(*apply_channel(audio, first.settings.channel))[1]
     known = first.evidence.measure(audio, RATE_HZ, (np.nan, first.scaling.steadiness(levels)))
