@@ -115,6 +115,7 @@ class Scoring:
 @dataclass(frozen=True)
 class Run:
     seeds: Count = 1  # repetitions of every training in notebook 33
+    rivals: Count = 1  # at most so many of these of the baselines, ablations and other kinds of evidence
     bootstrap: Count = 1000  # resamples of every interval
     threads: Count = 2
     training_threads: Count = 1  # of one training on a CPU; `threads` has room for several
@@ -239,7 +240,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "training.check_every": 15, "run.seeds": 2, "run.bootstrap": 200,
     },
     "study": {},
-    "full": {"run.seeds": 3},  # `study` with three seeds and every ablation; goes on with what that made
+    "full": {"run.seeds": 3, "run.rivals": 3},  # `study`, three seeds, every ablation; goes on with it
     "paper": {  # the published sizes, for a GPU and the paper's corpora
         "network.teacher_width": 64, "network.student_width": 64, "training.teacher_steps": 8000,
         "training.teacher_steps_many": 8000, "training.student_steps": 20000, "training.batch": 32,
