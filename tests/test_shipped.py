@@ -5,6 +5,8 @@ import soundfile
 
 from lib.detector import Detector
 from lib.model.evidence import WEIGHTS
+from lib.paths import SHIPPED
+from lib.recordings.explaining import read_known
 from lib.recordings.judging import FAKE, judged
 from tests.conftest import toy_speech
 from tests.test_lines import RATE, comb
@@ -25,3 +27,8 @@ def test_lines_are_named_in_the_verdict_at_the_rate_of_the_recording(tmp_path):
     assert recording.lines.spacing_hz == 93.75 and recording.lines.top_hz > 9000
     assert recording.evidence["lines"].p_value < 0.02
     assert recording.verdict != FAKE or "lines every 93.8 Hz" in recording.words
+
+
+def test_the_clips_of_known_origin_are_this_detectors():
+    kinds = {group.kind for group in read_known(SHIPPED)}
+    assert {"bonafide", "copysynth", "tts", "control"} <= kinds
