@@ -189,7 +189,7 @@ def test_torchvisions_resnet_is_taken_where_its_weights_are(clips, tmp_path, mon
 
 
 def test_the_learning_rate_is_the_settings_whatever_the_optimiser(clips, tmp_path):
-    options = {"training.optimiser": "sgd", "training.student_steps": 3}
+    options = {"training.optimiser": "sgd", "training.student_steps": 3, "training.denoise": False}
     curves = [
         train(clips, tmp_path / str(rate), **options, **{"training.learning_rate": rate})[1] for rate in (1e-6, 0.1)
     ]

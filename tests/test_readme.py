@@ -1,0 +1,62 @@
+"""Every number of README's results is found in a table of the reference run; `python tests/test_readme.py` prints the
+rows as they have to be."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TITLES = {"single": "one speaker", "multi": "voices never heard"}
+
+
+def table(name):
+    return pd.read_csv(ROOT / "reports" / "reference" / "full" / f"{name}.csv")
+
+
+def cell(row):
+    return f"{row.auc:.2f} [{row.auc_low:.2f}, {row.auc_high:.2f}]"
+
+
+def outside_rows():
+    for row in table("36_evidence").to_dict("records"):
+        yield (f"| {row['evidence']} | {row['macro AUC']:.2f} [{row['low']:.2f}, {row['high']:.2f}] | "
+               f"{row['pooled AUC']:.2f} | {row['found']:.0%} | {row['false alarms']:.1%} |")
+
+
+def family_rows():
+    lines = table("30_summary").set_index(["experiment", "fakes"])
+    for fakes in [name for name in lines.loc["single"].index if name in lines.loc["multi"].index]:
+        one, many = lines.loc[("single", fakes)], lines.loc[("multi", fakes)]
+        yield (f"| {fakes} | {cell(one)} | {one.eer:.0%} | {cell(many)} | {many['within voices']:.2f} | "
+               f"{many.eer:.0%} |")
+
+
+def kind_rows():
+    lines = table("50_evidence").set_index(["experiment", "fakes"])
+    for (experiment, fakes), row in lines.iterrows():
+        yield f"| {TITLES[experiment]}, {fakes} | " + " | ".join(f"{value:.2f}" for value in row) + " |"
+
+
+def other_rows():
+    lines = table("30_baselines")
+    lines = lines[lines.fakes.isin(["all copies", "text to speech"]) & ~lines.kind.isin(["ours", "evidence"])]
+    wide = lines.pivot_table(index=["kind", "system"], columns=["experiment", "fakes"], values="auc", sort=False)
+    for (kind, system), row in wide.iterrows():
+        values = [row[experiment, fakes] for experiment in TITLES for fakes in ("all copies", "text to speech")]
+        yield f"| {system} ({kind}) | " + " | ".join(f"{value:.2f}" for value in values) + " |"
+
+
+SECTIONS = (outside_rows, family_rows, kind_rows, other_rows)
+
+
+@pytest.mark.parametrize("rows", SECTIONS)
+def test_every_row_of_the_results_is_the_reference_runs(rows):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lacking = [row for row in rows() if row not in readme]
+    assert not lacking, "\n".join(lacking)
+
+
+if __name__ == "__main__":
+    for section in SECTIONS:
+        print("\n".join(section()), end="\n\n")
