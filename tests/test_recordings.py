@@ -338,7 +338,7 @@ def test_the_json_form_is_stable(tiny_detector, clip, tmp_path):
         ]
     )
     assert list(sheet["files"][0]["parts"][0]) == [
-        "start_s", "seconds", "speech_s", "level_db", "anomaly", "p_value", "crest_db", "range_db"]
+        "start_s", "seconds", "speech_s", "level_db", "anomaly", "p_value", "crest_db", "range_db", "steadiness"]
     assert sheet["files"][0]["evidence"] == {
         "pyramid": {"anomaly": recordings[0].anomaly, "p_value": recordings[0].p_value}}
     assert sheet["files"][1]["p_value"] is None and sheet["files"][1]["evidence"] == {}

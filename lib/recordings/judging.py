@@ -111,7 +111,7 @@ class Part:
     p_value: float
     crest_db: float
     range_db: float
-    steadiness: float  # of the pyramid's readings over time; up = fake
+    steadiness: float | None = None  # of the pyramid's readings over time; up = fake
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
             part, piece = _scored(detector, start_s, audio, passage, visit is not None)
             parts.append(part)
             if detector.evidence:
-                measured[part] = detector.measure(own, rate_hz, (part.anomaly, part.steadiness))
+                measured[part] = detector.measure(own, rate_hz, (part.anomaly, part.steadiness or np.nan))
                 piece = dataclasses.replace(piece, measured=measured[part])
             if part.p_value <= alpha and detector.scale:
                 places[part] = regions(piece.explanation or _explanation(detector, piece), detector.map_limits[1])
@@ -239,9 +239,9 @@ def _scored(detector: Detector, start_s: float, audio: np.ndarray, passage: Pass
     mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
     loud, quiet = np.quantile(frame_levels(band), [0.95, 0.1])
     crest_db = float(20 * np.log10(np.abs(band).max() + 1e-12) - 10 * np.log10(mean_square))
-    part = Part(start_s, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), seen[0],
-                conformal(detector.calibration, seen[0]), crest_db, float(loud - quiet), seen[1])
-    return part, piece
+    return Part(start_s, len(audio) / RATE_HZ, float(active.sum()) * FRAME / RATE_HZ, float(loud), seen[0],
+                conformal(detector.calibration, seen[0]), crest_db, float(loud - quiet),
+                None if np.isnan(seen[1]) else seen[1]), piece
 
 
 def weighed(detector: Detector, parts: tuple[Part, ...], measured: dict[Part, Measured]) -> dict[str, object]:
