@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ def _settings(chosen: argparse.Namespace):
 
     changes = parse_options(chosen.set)
     settings = load_settings(chosen.preset, 0, changes)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", settings.run.device):
+        raise UsageError(f"option 'run.device' is auto, cpu, cuda, cuda:1 or mps, not {settings.run.device!r}")
     for role in roles_of(sum((settings.options()[name] for name in ROLES), ())):
         if role.folder and not Path(role.folder).exists():
             raise UsageError(f"expected the folder of {role.corpus}, found nothing at {role.folder}")

@@ -89,6 +89,7 @@ def test_usage_errors_are_one_line_and_name_the_nearest(capsys):
     ("study --plan --pdf", "does not go with --plan"), ("study --only 30 --from 20", "--from does not go with --only"),
     ("study --plan --set seed=1 seed=2", "'seed' is given twice"),
     ("study --plan --set run.threads=0", "between 1 and"),
+    ("study --plan --set run.device=gpu", "cuda:1 or mps, not 'gpu'"),
     ("study --plan --set training.batch=-3", "'training.batch' lies between"),
     ("study --plan --set data.train=ljspeech:/nonexist", "nothing at /nonexist"),
     ("train --set data.test=vctk:/a,b/c", "nothing at /a,b/c"),
