@@ -187,19 +187,17 @@ class Detector:
         """Score and map of a clip after the shared channel that begins at `start_s` of its recording."""
         return self.explanation(*self.clip_residuals(audio, active), active, start_s, kind)
 
-    # --- from residuals to maps and scores ----------------------------------------------------------------------------
-
     def score_residuals(self, levels: list[Level]) -> float:
         """Anomaly of a clip from what `clip_residuals` gave."""
         statistics = clip_statistics(levels, self.scaling, *self.needs(), self.settings.scoring.bands)
         return float(self.anomaly_of({name: np.stack([value]) for name, value in statistics.items()})[0])
 
-    def seen(self, _: torch.Tensor, levels: list[Level]) -> tuple[float, float]:
-        """What the pyramid says of a clip from what `clip_residuals` gave: its anomaly and its steadiness."""
+    def seen(self, levels: list[Level]) -> tuple[float, float]:
+        """What the pyramid says of a clip by its levels, as `clip_residuals` gives them: anomaly and steadiness."""
         return self.score_residuals(levels), self.scaling.steadiness(levels)
 
     def _seen(self, audio: np.ndarray, rate_hz: int) -> tuple[float, float]:
-        return self.seen(*self.clip_residuals(*self._prepared(audio, rate_hz)[:2]))
+        return self.seen(self.clip_residuals(*self._prepared(audio, rate_hz)[:2])[1])
 
     def explanation(self, picture: torch.Tensor, levels: list[Level], active: np.ndarray, start_s: float = 0.0,
                     kind: str | None = None) -> Explanation:
@@ -210,7 +208,7 @@ class Detector:
         for level in grown:
             level[:, ~mask] = level[:, mask].min() if mask.any() else level.min()
         whole = combined(grown, self.settings.scoring.combine, kind)
-        return Explanation(*self.seen(picture, levels), whole.numpy(), [level.numpy() for level in grown],
+        return Explanation(*self.seen(levels), whole.numpy(), [level.numpy() for level in grown],
                            picture.numpy(), mask, start_s, view.hop_s, row_hz(view, self.settings.channel))
 
     @property
@@ -286,12 +284,14 @@ class Detector:
 
         def measured(index: int) -> tuple[tuple[float, float], np.ndarray | None]:
             picture, levels = self.clip_residuals(*clips[index])
-            cells = self.explanation(picture, levels, clips[index][1]).cells if index in drawn else None
-            return self.seen(picture, levels), cells
+            if index not in drawn:
+                return self.seen(levels), None
+            made = self.explanation(picture, levels, clips[index][1])
+            return (made.anomaly, made.steadiness), made.cells
 
         seen, cells = zip(*side_by_side(measured, range(len(clips))))
-        self.scale = colour_limits([cells[index] for index in drawn])
-        self.calibration, self.fitted_on["threshold"] = np.sort([anomaly for anomaly, _ in seen]), list(ids)
+        self.scale, self.fitted_on["threshold"] = colour_limits([cells[index] for index in drawn]), list(ids)
+        self.calibration = np.sort([anomaly for anomaly, _ in seen])
         return seen
 
     def colour_limits(self, clips: Sequence[Clip], kind: str | None = None) -> tuple[float, float]:

@@ -40,7 +40,7 @@ def measured(audio: np.ndarray, rate_hz: int, pyramid: tuple[float, float], stud
     lines = constant_lines(audio, rate_hz)
     values = {"pyramid": pyramid[0], "steady": pyramid[1], "lines": lines.strength if lines.spacing_hz else np.nan,
               "texture": smoothness(audio, rate_hz), "sameness": sameness(student, at_rate(audio, rate_hz))}
-    return Measured(np.array([values[name] for name in WEIGHTS]), len(audio) / rate_hz, lines)
+    return Measured(np.array([values[name] for name in WEIGHTS], dtype=float), len(audio) / rate_hz, lines)
 
 
 class Evidence:

@@ -211,7 +211,7 @@ def judged(detector: Detector, path: Path | str, limits: Limits | None = None, a
             part, piece = _scored(detector, start_s, audio, passage, visit is not None)
             parts.append(part)
             if detector.evidence:
-                measured[part] = detector.measure(own, rate_hz, (part.anomaly, part.steadiness or np.nan))
+                measured[part] = detector.measure(own, rate_hz, (part.anomaly, part.steadiness))
                 piece = dataclasses.replace(piece, measured=measured[part])
             if part.p_value <= alpha and detector.scale:
                 places[part] = regions(piece.explanation or _explanation(detector, piece), detector.map_limits[1])
@@ -233,8 +233,8 @@ def _scored(detector: Detector, start_s: float, audio: np.ndarray, passage: Pass
     """One piece scored, with its map where it is to be `drawn`."""
     piece, band, active = Piece(start_s, audio, passage), passage.band, passage.active
     if drawn:
-        piece = dataclasses.replace(piece, explanation=(made := _explanation(detector, piece)))
-    seen = (made.anomaly, made.steadiness) if drawn else detector.seen(*detector.clip_residuals(passage.audio, active))
+        piece = dataclasses.replace(piece, explanation=(why := _explanation(detector, piece)))
+    seen = (why.anomaly, why.steadiness) if drawn else detector.seen(detector.clip_residuals(passage.audio, active)[1])
     # Peaks and pauses of the recording itself, before the channel levels them.
     mean_square = float(np.mean(band[np.repeat(active, FRAME)[: len(band)]] ** 2)) + 1e-12
     loud, quiet = np.quantile(frame_levels(band), [0.95, 0.1])
