@@ -42,6 +42,7 @@ class Data:
     max_s: ClipSeconds = 5.0  # longer clips are cropped to this
     generators: tuple[str, ...] = ()  # empty: all that this machine can run
     hold_out: tuple[str, ...] = ()  # collections of the embedded corpora, such as tuxpaint, whose voices are all tests
+    more: tuple[str, ...] = ()  # corpora, as in train, of which 40 readers at most are test voices beside the embedded
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,8 @@ class Settings:
         return flat
 
     def with_options(self, changes: dict[str, object]) -> Settings:
-        """A copy with dotted options changed; texts such as "8" or "true" are converted to the option's type. A recipe,
-        or a teacher with or without readers, brings the options that belong to it unless `changes` has them. Raises
-        SettingsError for an unknown name (naming the nearest) and for a value that the option cannot take."""
+        """A copy with dotted options changed, texts as the option's type. A recipe or teacher brings what belongs to it
+        unless `changes` has it. Raises SettingsError for an unknown name, naming the nearest, and for a bad value."""
         known, result = self.options(), self
         for name, value in {**self._implied(changes), **changes}.items():
             if name not in known:
@@ -193,7 +193,7 @@ READ, SIGNED = ({"scoring.scaling": scaling, "scoring.pooling": pooling}
                 for scaling, pooling in (("read", "one_sided"), ("signed", "two_sided")))
 """How a teacher with readers is scored, and the next best without (notebook 20)."""
 ORDERED = (("data.min_s", "data.max_s"), ("channel.low_hz", "channel.high_hz"))
-ROLES = ("data.train", "data.validation", "data.test", "data.single")
+ROLES = ("data.train", "data.validation", "data.test", "data.single", "data.more")
 ROLE_STARTS = r"[+,](?=\s*(?:[\w-]+(?:@\w+)?:|embedded\b))"  # of a corpus; a folder's name may hold + and , too
 
 

@@ -16,7 +16,8 @@ from lib.data import clips as protocols
 from lib.data import public
 from lib.data.clips import check_table, prepare, single_budget
 from lib.data.layouts import DatasetError
-from lib.data.public import cast_of, require_folders, roles_of
+from lib.data.packages import Source
+from lib.data.public import cast_of, roles_of
 from lib.paths import NODE
 from lib.settings import Data, load_settings
 from tests.conftest import toy_speech
@@ -131,11 +132,17 @@ def test_a_missing_folder_says_where_to_get_the_corpus(corpora):
         cast_of(options(corpora, test="asvspoof2019_la:{}/none"))
 
 
-def test_folders_are_asked_for_before_any_work(corpora):
-    require_folders(options(corpora))
-    require_folders(Data())
-    with pytest.raises(DatasetError, match="datashare.ed.ac.uk.*ODC-By"):
-        require_folders(options(corpora, test="asvspoof2019_la:{}/none"))
+def test_further_readers_are_test_voices_beside_the_embedded_ones(corpora, monkeypatch):
+    own = Source(Path("a.wav"), "klettres", "klettres-nb", "test", "GPL-2+")
+    monkeypatch.setattr(public, "embedded_sources", lambda hold_out: [own])
+    monkeypatch.setattr(public, "MOST_READERS", 4)
+    more = Data(more=(f"librispeech:{corpora}/LibriSpeech", f"ljspeech:{corpora}/LJ"))
+    (first, *further), voice, fakes = cast_of(more)
+    assert (first, voice, fakes) == (own, "festvox-ru", None)
+    assert {source.split for source in further} == {"test"}
+    voices = {source.speaker for source in further}
+    assert len(voices) == 4 and voices <= {f"librispeech-{name}" for name in range(100, 110)} | {"ljspeech-LJ"}
+    assert cast_of(more)[0] == [own, *further]  # chosen by a hash, not by chance
 
 
 def test_librispeech_alone_plays_every_part(corpora, monkeypatch):

@@ -205,20 +205,24 @@ def saliency(classifier: SupervisedResNet, audio: np.ndarray, active: np.ndarray
     return gradient[0].abs().amax(dim=0).numpy()
 
 
-def drawn_maps(detector: Detector, classifier: SupervisedResNet, audio: np.ndarray,
-               active: np.ndarray) -> dict[str, np.ndarray]:
-    """The maps (frequency, frame) of a clip that notebook 41 compares, from one pass through the networks: the
-    detector's own, other kinds of scaling, the published product over levels of the unscaled discrepancy (Wang et al.
-    2021, eq. 5), and rivals; all with the same mask (`masked`)."""
+def drawn_maps(detector: Detector, classifier: SupervisedResNet, audio: np.ndarray, active: np.ndarray,
+               published: Detector | None = None) -> dict[str, np.ndarray]:
+    """The maps (frequency, frame) of a clip that notebook 41 compares: the detector's own, other kinds of scaling, the
+    product over levels of the unscaled discrepancy (Wang et al. 2021, eq. 5); of a detector as `published`, that
+    product without scaling and with its own; and rivals; all with the same mask (`masked`)."""
     picture, levels = detector.clip_residuals(audio, active)
     own = detector.map_kind
     kinds = dict.fromkeys((own, "signed", "element", "frequency", "none"))
     drawn = {kind: detector.explanation(picture, levels, active, kind=kind) for kind in kinds}
     plain = drawn["none"]
-    maps = {f"{kind} (ours)" if kind == own else f"{kind} scaling": each.map for kind, each in drawn.items()} | {
-        "product, no scaling": np.prod(plain.levels, axis=0), "log-energy": plain.image[0],
-        "saliency": saliency(classifier, audio, active),
-        "activity": random_map(plain.map.shape, 0, str(len(audio)))}  # masked noise: where speech is, and nothing else
+    maps = {f"{kind} (ours)" if kind == own else f"{kind} scaling": each.map for kind, each in drawn.items()}
+    maps["product, no scaling"] = np.prod(plain.levels, axis=0)
+    if published:
+        seen = published.clip_residuals(audio, active)
+        maps |= {f"as published, {'no' if kind == 'none' else kind} scaling":
+                 published.explanation(*seen, active, kind=kind).map for kind in ("none", published.map_kind)}
+    maps |= {"log-energy": plain.image[0], "saliency": saliency(classifier, audio, active),
+             "activity": random_map(plain.map.shape, 0, str(len(audio)))}  # masked noise: where speech is, no more
     return {name: masked(values, plain.active) for name, values in maps.items()}
 
 

@@ -40,7 +40,8 @@ none; role: of ROLES, spoof where the kind is mixed or unknown; parent: clip_id 
 from; seconds, rate_hz: NaN and 0 before the check; condition: codec, channel or variant."""
 ROLES, PARTS = {"bonafide", "tts", "copysynth", "spoof"}, ("train", "validation", "test")
 CYCLE = ("train", "train", "train", "validation", "test")  # how voices are dealt out where a corpus plays several parts
-FEW_VOICES, UNNAMED = 5, "unnamed"  # the voice of corpora that name no speakers
+FEW_VOICES, MOST_READERS = 5, 40  # of a part of the study, of data.more
+UNNAMED = "unnamed"  # the voice of corpora that name no speakers
 Role = namedtuple("Role", "corpus folder split")  # texts; embedded has no folder
 # Corpora, and others whose bona fide speech was taken from them.
 SAME_VOICES = [("vctk", "asvspoof2019_la"), ("vctk", "asvspoof2021_la"), ("vctk", "asvspoof2021_df")]
@@ -119,9 +120,8 @@ def load_dataset(name: str, root: str | os.PathLike, check: bool = False) -> pd.
     """The manifest of a corpus: `COLUMNS`, in the order of the corpus; `attrs`: root, release, caution.
 
     `root` is the folder the corpus was unpacked into (for csv also the file). `check` opens the header of every file:
-    fills seconds and rate_hz, raises one DatasetError with all that are missing or unreadable, warns of audio that no
-    row names and of other counts than published. Raises DatasetError for a wrong folder, release or id.
-    """
+    fills seconds and rate_hz, raises one DatasetError with all that are missing or unreadable, warns of further audio
+    and of other counts than published. Raises DatasetError for a wrong folder, release or id."""
     (layout, by_hand), root = _layout(name), Path(root).expanduser().resolve()
     if not root.exists() or (root.is_file() and name != "csv"):
         refuse(root, f"a folder with {layout.title}", "a file" if root.exists() else "nothing", by_hand)
@@ -210,14 +210,6 @@ def roles_of(texts: tuple[str, ...]) -> list[Role]:
     return roles
 
 
-def require_folders(data: Data) -> None:
-    """Raise DatasetError for a part whose folder is not there, before any work."""
-    for role in roles_of((*data.train, *data.validation, *data.test, *data.single)):
-        if role.folder and not Path(role.folder).expanduser().exists():
-            layout, by_hand = _layout(role.corpus)
-            refuse(Path(role.folder), f"a folder with {layout.title}", "nothing", by_hand)
-
-
 def _manifest(role: Role, part: str) -> pd.DataFrame:
     """What a role's corpus gives to a part: a manifest with absolute paths, and `voice`, unlike that of any other."""
     if role.corpus == "embedded":
@@ -251,16 +243,26 @@ def _divided(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {part: everything[everything.part == part].drop(columns="part") for part in parts}
 
 
+def _sources(table: pd.DataFrame, part: str) -> list[Source]:
+    return [Source(Path(row.path), row.corpus, row.voice, part, row.licence, row.text, row.clip_id)
+            for row in table.itertuples()]
+
+
+def _further(data: Data) -> list[Source]:
+    """Bona fide recordings of at most MOST_READERS readers of the corpora `data.more`, chosen by a hash."""
+    tables = [_manifest(role, "test").query("label == 'bonafide'") for role in roles_of(data.more)]
+    voices = sorted({name for table in tables for name in table.voice}, key=lambda name: digest_of(name, 16))
+    return sum((_sources(table[table.voice.isin(voices[:MOST_READERS])], "test") for table in tables), [])
+
+
 def cast_of(data: Data) -> tuple[list[Source], str, pd.DataFrame | None]:
     """Bona fide recordings with their split, the voice of the single-speaker experiment, and the corpora's fakes: a
-    manifest as of `_manifest`, with `part`: test or single (None with the embedded corpora).
-
-    Raises DatasetError where a part is missing, does not fit or would leak, CorpusError without the embedded corpora.
-    """
+    manifest as of `_manifest`, with `part`: test or single (None with the embedded corpora). Raises DatasetError where
+    a part is missing, does not fit or would leak, CorpusError without the embedded corpora."""
     named = {part: getattr(data, part) for part in (*PARTS, "single")}
     if not any(named.values()):
         if data.corpus == "embedded":
-            return embedded_sources(data.hold_out), "festvox-ru", None
+            return embedded_sources(data.hold_out) + _further(data), "festvox-ru", None
         home = DATA / "librispeech"  # one corpus in every part
         if not any(home.rglob("*.flac")):
             download_dataset("librispeech", home, "dev-clean")
@@ -293,7 +295,6 @@ def cast_of(data: Data) -> tuple[list[Source], str, pd.DataFrame | None]:
     if missing := [part for part in PARTS if (split if part == "test" else others)[part].empty]:
         raise DatasetError(f"nothing is left for {' and '.join(missing)} without the voice of the single-speaker "
                            f"experiment, {voice}; name another corpus in data.single or in that part")
-    sources = [Source(Path(row.path), row.corpus, row.voice, part, row.licence, row.text, row.clip_id)
-               for part in PARTS for row in split[part].itertuples()]
+    sources = [source for part in PARTS for source in _sources(split[part], part)]
     fakes = pd.concat([tables[part].assign(part=part) for part in ("test", "single") if part in tables])
     return sources, voice, fakes[fakes.label == "spoof"].drop_duplicates(["corpus", "clip_id"]).reset_index(drop=True)
