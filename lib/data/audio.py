@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from lib.data.decoders import SUFFIXES, AudioError, Source, checked_file, refused, require, source_of, through_ffmpeg
+from lib.data.decoders import SUFFIXES, Source, checked_file, refused, require, source_of, through_ffmpeg
 from lib.paths import atomic, shown
 
 RATE_LIMITS_HZ = (8_000, 192_000)
@@ -90,15 +90,6 @@ def header(path: str | os.PathLike) -> tuple[float, int]:
     source = source_of(checked_file(path))
     require(path, (source.frames and source.rate_hz, "speech", "no samples declared", "A recorder that was stopped?"))
     return source.frames / source.rate_hz, source.rate_hz
-
-
-def readable(path: str | os.PathLike) -> str:
-    """Why no decoder reads the file; empty where one does, though what is in it may still be refused."""
-    try:
-        header(path)
-    except AudioError as error:
-        return str(error).removeprefix(f"{str(path)!r}: ")
-    return ""
 
 
 def write_audio(path: str | os.PathLike, audio: np.ndarray, rate_hz: int) -> None:

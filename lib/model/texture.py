@@ -224,19 +224,6 @@ def sameness(student: TextureStudent, audio: np.ndarray) -> float:
         return math.nan
 
 
-def sameness_map(student: TextureStudent, audio: np.ndarray) -> np.ndarray:
-    """Mean surprise over axes and planes on the grid of cells, (band, cell); overlapping windows are averaged, bands
-    that are not scored are 0. Its resolution is a window (2.56 s) and a group of bands."""
-    rough, level = roughness(audio)
-    missing, length = student.surprise(rough, level).mean((1, 2)), max(level.shape[-1], CELLS)
-    drawn, count = torch.zeros(BANDS, length), torch.zeros(length)
-    for row, start in zip(missing, window_starts(length)):
-        count[start : start + CELLS] += 1
-        for value, (first, last) in zip(row, GROUPS[SCORED]):
-            drawn[first:last, start : start + CELLS] += value
-    return (drawn / count)[:, : level.shape[-1]].numpy()
-
-
 def train_texture_student(clips: Sequence[tuple[torch.Tensor, torch.Tensor]], seed: int, steps: int = 1500,
                           say: Callable[[str], None] = lambda _: None) -> TextureStudent:
     """Fit a student on the `roughness` of bona fide clips, as they are and through random recording chains
