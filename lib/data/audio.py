@@ -16,6 +16,7 @@ import soundfile
 import soxr
 
 from lib.data.decoders import SUFFIXES, Source, checked_file, refused, require, source_of, through_ffmpeg
+from lib.data.decoders import AudioError as AudioError  # readers know it by this room
 from lib.paths import atomic, shown
 
 RATE_LIMITS_HZ = (8_000, 192_000)
