@@ -26,8 +26,7 @@ from lib.data.channel import FRAME, traits
 from lib.engine import side_by_side
 from lib.model.checkpoints import sound
 from lib.model.discrepancy import band_means
-from lib.model.networks import PerturbationTeacher, new_teacher
-from lib.model.pyramid import folded, freeze
+from lib.model.pyramid import folded
 from lib.model.scaling import PROFILE_SCORES, Typicality
 from lib.settings import RATE_HZ, Channel, Scoring
 
@@ -38,6 +37,7 @@ Clip, Features = tuple[np.ndarray, np.ndarray], Callable[[np.ndarray], list[torc
 CHANNEL, SCORING = Channel(), Scoring()
 BANDS, HOP = 64, 256  # bands of log_mel, samples between its frames
 COEFFICIENTS = 60  # of lfcc: 20, their deltas and double deltas
+MOST_KEPT = 2_000_000_000  # bytes of features of a teacher: each clip goes through it once for all baselines
 
 NUMBERS = {"noise_floor_db": 0.1, "rolloff_hz": 10.0, "crest_db": 0.1, "leading_silence_s": 0.02, "duration_s": 0.02,
            "level_db": 0.1, "paused_share": 0.01, "tilt_db_per_octave": 0.05}
@@ -275,22 +275,26 @@ class TeacherProbability(TeacherBaseline):
 
 def teacher_views(study: Study, experiment: str) -> dict[str, Features]:
     """What baselines are given of an experiment's teacher: its features and, where it was trained to name damage, the
-    readings of its linear readers and the logits that it was trained with."""
-    settings, teacher = study.settings, study.teacher(experiment)[0]
+    readings of its linear readers and the logits that it was trained with. Clips are known by their place in memory."""
+    teacher = study.teacher(experiment)[0]
     fast, readers = folded(teacher), getattr(teacher, "readers", [])
+    kept: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     def features(audio: np.ndarray) -> list[torch.Tensor]:
-        return fast(torch.from_numpy(audio)[None])
+        made = kept.get(place := (audio.ctypes.data, len(audio))) or fast(torch.from_numpy(audio)[None])
+        if len(kept) * sum(level.nbytes for level in made) < MOST_KEPT:
+            kept[place] = made
+        return made
 
     def readings(audio: np.ndarray) -> list[torch.Tensor]:
         return [torch.einsum("kc,bcfn->bkfn", *pair) for pair in zip(readers, features(audio))]
 
-    views = {"features": features}
-    if len(readers):
-        folder = study.checkpoint(experiment, student=False)
-        best = json.loads((folder / "checkpoint.json").read_text())["files"]["best"]
-        namer = PerturbationTeacher(new_teacher(settings))
-        namer.load_state_dict(sound(folder, best))
-        freeze(namer).to(memory_format=torch.channels_last)
-        views |= {"readings": readings, "logits": lambda audio: namer(torch.from_numpy(audio)[None])}
-    return views
+    if not len(readers):
+        return {"features": features}
+    folder = study.checkpoint(experiment, student=False)
+    state = sound(folder, json.loads((folder / "checkpoint.json").read_text())["files"]["best"])
+    # A logit is the reading of features before they were standardised: what their means add is the same everywhere.
+    offsets = [state[f"readers.{level}.weight"][:, :, 0, 0] @ getattr(teacher, f"mean{level}")[0, :, :, 0]
+               + state[f"readers.{level}.bias"][:, None] for level in range(len(readers))]
+    return {"features": features, "readings": readings, "logits": lambda audio: [
+        read + offset[:, :, None] for read, offset in zip(readings(audio), offsets)]}
