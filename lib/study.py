@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import as_completed
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import nn
-from tqdm import tqdm
 
 from lib import seeds
 from lib.data.channel import ClipReader, PreparedClips, voice_weights
@@ -28,8 +26,8 @@ from lib.model.networks import TITLES, resolved
 from lib.model.scaling import PROFILE_SCORES, Typicality
 from lib.model.training import engine_of, steps_done, train_student, train_teacher
 from lib.paths import DATA, REPORTS, RUNS, atomic, clear_stale_once, clocked, digest_of, kept
-from lib.report.exhibits import Exhibits, provenance
-from lib.settings import Scoring, Settings, load_settings
+from lib.report.exhibits import Exhibits, progress, provenance
+from lib.settings import Channel, Scoring, Settings, load_settings
 
 Arrays = dict[str, np.ndarray]
 VERSION = 7  # raised when code changes what a cached result means; the rest of a cache key is data and settings
@@ -40,18 +38,6 @@ say = partial(print, flush=True)
 say_once = cache(say)  # a notebook asks for the same networks many times
 
 
-@cache
-def _bar(stage: str, total: int) -> tqdm:
-    return tqdm(total=total, desc=stage, file=sys.stdout, mininterval=0.1 if sys.stdout.isatty() else 15)
-
-
-def progress(stage: str, done: int, total: int) -> None:
-    """Draw the bar of a stage."""
-    _bar(stage, total).update(done - _bar(stage, total).n)
-    if done == total:
-        _bar.cache_clear()  # closed with it
-
-
 def _save_arrays(arrays: Arrays, path: Path) -> None:
     with atomic(path) as temporary:
         np.savez(temporary, **arrays)
@@ -60,6 +46,12 @@ def _save_arrays(arrays: Arrays, path: Path) -> None:
 def _arrays(path: Path) -> Arrays:
     with np.load(path) as saved:
         return dict(saved)
+
+
+@lru_cache(maxsize=2)  # those of training and selection: a student hears what its teacher heard
+def _reader(paths: tuple[str, ...], voices: tuple[str, ...], channel: Channel, chains: bool) -> ClipReader:
+    clips = pd.DataFrame({"path": paths, "speaker": voices})
+    return ClipReader(clips, channel, alter=half_recorded if chains else None)
 
 
 class Study:
@@ -123,8 +115,8 @@ class Study:
         return require_bonafide(clips, experiment, name, ("validation",))
 
     def test(self, experiment: str, only: str = "") -> pd.DataFrame:
-        """Everything that is only ever scored: bona fide test clips, fakes and controls (`only="test"`), and the
-        development fakes with their bona fide parents (`only="development"`); by default both."""
+        """What is only ever scored: bona fide test clips, fakes and controls (`only="test"`), and development fakes
+        with their bona fide parents (`only="development"`); by default both."""
         parents = self.clips.clip_id.isin(self.part(experiment, "development").clip_id)
         development, test = (self.clips[experiment] == "development") | parents, self.clips[experiment] == "test"
         return self.clips[{"test": test, "development": development}.get(only, test | development)]
@@ -172,8 +164,7 @@ class Study:
         return learns and steps_done(self.checkpoint(experiment, student)) < self.steps(experiment, student)
 
     def teacher(self, experiment: str) -> tuple[nn.Module, pd.DataFrame]:
-        """The frozen teacher of an experiment and its training curve (empty where nothing was trained). It hears the
-        experiment's own bona fide training clips, or with `network.teacher_speech=multi` those of the many voices."""
+        """The frozen teacher of an experiment and its training curve, empty where nothing was trained."""
         key = self.key(experiment, student=False)
         if key not in self._teachers:
             self._teachers[key] = self._trained(train_teacher, experiment, student=False)
@@ -189,15 +180,14 @@ class Study:
         what = f"student: {experiment}" if student else f"teacher: {TITLES.get(name, name)}"
         say_once(f"{what}, {len(train)} clips, {train.seconds.sum() / 60:.0f} min of bona fide speech")
         settings = self.settings.with_options({"training.teacher_steps": self.steps(experiment, student=False)})
-        alter = half_recorded if settings.training.chains else None
-        readers = (ClipReader(clips, settings.channel, alter=alter) for clips in (train, selection))
+        readers = (_reader(tuple(clips.path), tuple(clips.speaker), settings.channel, settings.training.chains)
+                   for clips in (train, selection))
         with seeds.threads(settings.run.training_threads):
             return work(*readers, settings, self.checkpoint(experiment, student), self.key(experiment, student), say)
 
     def detector(self, experiment: str, scaling_part: str = "scaling", speech: str = "") -> Detector:
-        """The detector of an experiment: networks, scaling and typicality fitted on bona fide validation speech. For
-        ablations, `scaling_part="train"` fits the scaling on the student's own training clips, and `speech` names
-        another experiment whose validation speech is taken for every statistic."""
+        """The detector of an experiment, fitted on bona fide validation speech. For ablations, `scaling_part="train"`
+        fits scaling on the student's own training clips, and every statistic is of the experiment `speech`."""
         scaling, threshold = self.part(speech or experiment, scaling_part), self.part(speech or experiment, "threshold")
         if scaling_part == "train":
             scaling = scaling.head(150)  # as many as the scaling part has
@@ -248,14 +238,27 @@ class Study:
 
     def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "",
                 only: str = "") -> pd.DataFrame:
-        """Test scores under another scaling, combination or pooling of the same networks. Typicality is refitted on the
-        scaling part of the experiment (or of the experiment `fitting`)."""
+        """Test scores under another scaling, combination or pooling of the same networks, typicality refitted on the
+        scaling part of the experiment (or of `fitting`)."""
         clips, model = self.test(experiment, only), None
         if scoring.pooling in PROFILE_SCORES:
             part = self.part(fitting or experiment, detector.scaling_part)
             model = Typicality.fit(self.statistics(detector, part)[f"profile/{scoring.scaling}"])
         anomaly = detector.anomaly_of(self.statistics(detector, clips), scoring, model)
         return clips.assign(anomaly=anomaly, score=-anomaly)
+
+
+def apart(work: Callable[[Study, str], object], pairs: Iterable[tuple[Study, str]]) -> None:
+    """`work(study, experiment)` of all pairs in processes of one thread each, for what it keeps on the disk."""
+    jobs = [(work, study.settings, experiment) for study, experiment in pairs]
+    with processes(min(len(jobs), jobs[0][1].run.threads)) as pool:
+        list(pool.map(_apart, jobs))
+
+
+def _apart(job: tuple[Callable[[Study, str], object], Settings, str]) -> None:
+    work, study, experiment = job[0], Study(job[1]), job[2]
+    with seeds.threads(1):
+        work(study, experiment)
 
 
 def _train(jobs: list[tuple[Settings, str, bool]]) -> None:
@@ -285,8 +288,8 @@ def train_side_by_side(pairs: Iterable[tuple[Study, str]]) -> None:
                 if place not in taken:
                     jobs.setdefault(group, []).append((study.settings, experiment, student))
                 taken.add(place)
-    if len(jobs) < 2:
-        return  # trained when asked for
+    if len(jobs) < 2:  # trained when asked for
+        return
     say(f"{sum(map(len, jobs.values()))} networks are trained, {together} at a time")
     with processes(together) as pool:
         for number, done in enumerate(as_completed([pool.submit(_train, group) for group in jobs.values()]), 1):

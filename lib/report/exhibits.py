@@ -7,6 +7,8 @@ import io
 import json
 import platform
 import subprocess
+import sys
+from functools import cache
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from lib.paths import PROJECT, REFERENCE, REPORTS, atomic, clocked, write_json, write_text
 from lib.settings import Settings
@@ -33,6 +36,18 @@ MOST_ROWS = 60
 
 class StudyError(RuntimeError):
     """The study cannot go on; the message says where it stopped and what to do."""
+
+
+@cache
+def _bar(stage: str, total: int) -> tqdm:
+    return tqdm(total=total, desc=stage, file=sys.stdout, mininterval=0.1 if sys.stdout.isatty() else 15)
+
+
+def progress(stage: str, done: int, total: int) -> None:
+    """Draw the bar of a stage."""
+    _bar(stage, total).update(done - _bar(stage, total).n)
+    if done == total:
+        _bar.cache_clear()  # closed with it
 
 
 def style(quick: bool = False) -> None:
