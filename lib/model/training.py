@@ -181,8 +181,7 @@ def keep(folder: Path, saved: dict[str, object], network: nn.Module, optimiser: 
 
 def engine_of(settings: Settings) -> Engine:
     """The engine that trains what the settings name."""
-    # Depthwise and one-dimensional convolutions gain nothing from channels last.
-    plain = resolved(settings).network.teacher in ("lite0", *SPEECH_MODELS)
+    plain = resolved(settings).network.teacher in SPEECH_MODELS  # one-dimensional: nothing to gain from channels last
     return current(settings.run.device, "contiguous" if plain else "channels_last")
 
 
