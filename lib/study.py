@@ -4,7 +4,6 @@ once and kept under a name made of everything that it depends on."""
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import as_completed
 from functools import cache, cached_property, lru_cache, partial
@@ -46,6 +45,14 @@ def _save_arrays(arrays: Arrays, path: Path) -> None:
 def _arrays(path: Path) -> Arrays:
     with np.load(path) as saved:
         return dict(saved)
+
+
+_STATISTICS: dict[Path, Arrays] = {}  # `_known` of folders that this process has read
+
+
+def _known(folder: Path) -> Arrays:  # statistics of all clips that went through a detector; `sha256` names them
+    blocks = [_arrays(path) for path in sorted(folder.glob("*.npz"))] or [{"sha256": np.empty(0, dtype=str)}]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 @lru_cache(maxsize=2)  # those of training and selection: a student hears what its teacher heard
@@ -207,33 +214,29 @@ class Study:
         return detector
 
     @clocked("scoring")
-    def statistics(self, detector: Detector, clips: pd.DataFrame, kinds: tuple[str, ...] | None = None,
-                   combines: tuple[str, ...] = ("sum", "product")) -> Arrays:
-        """Detector.statistics of every clip, stacked (clip, ...), in the table's order, of all kinds or of `kinds`."""
-        kinds, prepared = detector.kinds if kinds is None else kinds, self.prepared(clips)
-        key = digest_of([detector.key, clips.sha256.tolist(), kinds, combines])
-        path = self.folder / "statistics" / f"{key}.npz"
-        parts = path.with_suffix(".parts")  # so that a killed run goes on where it stopped
-
-        def block(first: int) -> Arrays:
-            some = range(first, min(first + BLOCK, len(clips)))
-            rows = list(self.side_by_side(lambda index: detector.statistics(*prepared[index], kinds, combines), some))
-            progress("scoring clips", some.stop, len(clips))
-            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-        def make() -> Arrays:
-            blocks = [kept(parts / f"{first:09d}.npz", partial(block, first), _save_arrays, _arrays)
-                      for first in range(0, len(clips), BLOCK)]
-            return {name: np.concatenate([arrays[name] for arrays in blocks]) for name in blocks[0]}
-
-        arrays = kept(path, make, _save_arrays, _arrays)
-        shutil.rmtree(parts, ignore_errors=True)
-        return arrays
+    def statistics(self, detector: Detector, clips: pd.DataFrame) -> Arrays:
+        """Detector.statistics of every clip, stacked (clip, ...), in the table's order. A clip goes through a detector
+        once, whatever tables it is in; a killed run goes on where it stopped."""
+        folder = self.folder / "statistics" / detector.key
+        known = _STATISTICS.get(folder) or _known(folder)
+        lacking = clips[~clips.sha256.isin(known["sha256"])].drop_duplicates("sha256")
+        prepared = self.prepared(lacking)
+        for first in range(0, len(lacking), BLOCK):
+            some = range(first, min(first + BLOCK, len(lacking)))
+            rows = list(self.side_by_side(lambda index: detector.statistics(*prepared[index]), some))
+            names = lacking.sha256.iloc[some].to_numpy(str)
+            block = {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {"sha256": names}
+            _save_arrays(block, folder / f"{digest_of(names.tolist())}.npz")
+            progress("scoring clips", some.stop, len(lacking))
+        known = _STATISTICS[folder] = _known(folder) if len(lacking) else known
+        place = {name: index for index, name in enumerate(known["sha256"].tolist())}
+        order = [place[name] for name in clips.sha256]
+        return {name: values[order] for name, values in known.items() if name != "sha256"}
 
     def scores(self, experiment: str, only: str = "") -> pd.DataFrame:
         """Clips of `test` with their anomaly (up = fake), score (up = bona fide) and conformal p-value."""
         detector, clips = self.detector(experiment), self.test(experiment, only)
-        anomaly = detector.anomaly_of(self.statistics(detector, clips, *detector.needs()))
+        anomaly = detector.anomaly_of(self.statistics(detector, clips))
         return clips.assign(anomaly=anomaly, score=-anomaly, p_value=[detector.p_value(value) for value in anomaly])
 
     def ablated(self, detector: Detector, experiment: str, scoring: Scoring, fitting: str = "",

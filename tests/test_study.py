@@ -4,6 +4,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -155,3 +156,31 @@ def test_pinning_asks_for_deterministic_kernels_without_loading_the_compiler():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "1", "False"]
+
+
+def test_a_clip_goes_through_a_detector_once_whatever_tables_it_is_in(tmp_path, monkeypatch):
+    seen = []
+
+    class Detector:
+        key = "abc"
+
+        def statistics(self, name):
+            seen.append(name)
+            return {"read/sum/mean": float(ord(name)), "profile/read": np.full(2, ord(name))}
+
+    def fresh():
+        monkeypatch.setattr(study, "_STATISTICS", {})  # as in a new process
+        made = object.__new__(study.Study)
+        made.folder, made.side_by_side = tmp_path, lambda work, items: map(work, items)
+        made.prepared = lambda clips: [(name,) for name in clips.clip_id]
+        return made
+
+    monkeypatch.setattr(study, "BLOCK", 2)
+    clips = pd.DataFrame({"clip_id": list("abcde"), "sha256": [f"sha {name}" for name in "abcde"]})
+    first = fresh()
+    assert first.statistics(Detector(), clips.iloc[[3, 0, 1]])["read/sum/mean"].tolist() == [100, 97, 98]
+    assert seen == ["d", "a", "b"] and first.statistics(Detector(), clips.iloc[:0])["profile/read"].shape == (0, 2)
+    both = fresh().statistics(Detector(), clips.iloc[[4, 1, 4]])
+    assert seen == ["d", "a", "b", "e"] and both["read/sum/mean"].tolist() == [101, 98, 101]
+    assert both["profile/read"].tolist() == [[101, 101], [98, 98], [101, 101]] and set(both) == {
+        "read/sum/mean", "profile/read"}

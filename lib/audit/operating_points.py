@@ -67,8 +67,8 @@ def calibration_frame(study: Study, detector: Detector, experiment: str) -> pd.D
     from lib.model.scaling import PROFILE_SCORES, Typicality
 
     threshold, scaling = study.part(experiment, "threshold"), study.part(experiment, detector.scaling_part)
-    test, scoring, options = study.test(experiment, only="test"), detector.settings.scoring, detector.needs()
-    of_threshold, of_test = (study.statistics(detector, part, *options) for part in (threshold, test))
+    test, scoring = study.test(experiment, only="test"), detector.settings.scoring
+    of_threshold, of_test = (study.statistics(detector, part) for part in (threshold, test))
 
     def framed(clips: pd.DataFrame, anomaly: np.ndarray, system: str) -> pd.DataFrame:
         frame = score_frame(clips.assign(anomaly=anomaly), experiment, system, "ours", study.settings.seed, study.clips)
@@ -76,7 +76,7 @@ def calibration_frame(study: Study, detector: Detector, experiment: str) -> pd.D
 
     frames = [framed(threshold, detector.anomaly_of(of_threshold), OURS)]
     if scoring.pooling in PROFILE_SCORES and threshold.speaker.nunique() > 1:
-        profiles = study.statistics(detector, scaling, *options)[f"profile/{scoring.scaling}"]
+        profiles = study.statistics(detector, scaling)[f"profile/{scoring.scaling}"]
         for name in threshold.speaker.unique():
             others, own = (scaling.speaker != name).to_numpy(), (threshold.speaker == name).to_numpy()
             model = Typicality.fit(profiles[others]) if others.sum() >= 3 else detector.typicality
