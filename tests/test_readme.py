@@ -74,7 +74,7 @@ def claims():
     for point in re.split(r"\n(?=- )", results[results.index("\n- **") :]):
         if names := re.findall(r"`(\d\d_\w+)\.csv`", point):
             yield " ".join(point.split()), names
-    yield " ".join(text[: text.index("![")].split()), ["33_paired", "36_without"]
+    yield " ".join(text[: text.index("![")].split()), ["33_paired", "36_evidence", "36_without"]
 
 
 @pytest.mark.parametrize(("text", "names"), claims())
