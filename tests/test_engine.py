@@ -76,7 +76,8 @@ def test_two_processes_train_the_curve_of_one(clips, tmp_path):
         one, two = (pd.DataFrame(json.loads((tmp_path / name / part / "checkpoint.json").read_text())["history"])
                     for name in ("one", "two"))
         assert one.step.iloc[-1] == steps
-        np.testing.assert_allclose(one.to_numpy(), two.to_numpy(), rtol=3e-5)
+        # Rounding alone: up to 4e-5 on some processors; a row or a gradient that lacks moves the loss by 1e-2.
+        np.testing.assert_allclose(one.to_numpy(), two.to_numpy(), rtol=2e-4)
     assert not [*tmp_path.rglob(".tmp-*")]
 
 
