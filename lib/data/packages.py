@@ -45,8 +45,8 @@ class Package:
 VOICES = "usr/share/festival/voices/russian/msu_ru_nsh_clunits"
 
 # Which voice is in which split. A voice that is or may be the same person in two packages has one name and so one
-# split; voices were checked to be different people with a speaker encoder (highest pair across splits 0.84, halves
-# of one voice 0.94 to 0.99).
+# split; voices were compared by a speaker encoder, as notebook 11 does (highest pair across splits 0.87, klettres-nds
+# in training and klettres-nl in validation; halves of one voice 0.94 to 0.99).
 _TUXPAINT = {
     **{language: ("train", f"tuxpaint-{language}") for language in ("es", "fr", "el", "ca", "da")},
     **{language: ("validation", f"tuxpaint-{language}") for language in ("ro", "bg")},
