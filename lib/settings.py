@@ -42,7 +42,7 @@ class Data:
     max_s: ClipSeconds = 5.0  # longer clips are cropped to this
     generators: tuple[str, ...] = ()  # empty: all that this machine can run
     hold_out: tuple[str, ...] = ()  # collections of the embedded corpora, such as tuxpaint, whose voices are all tests
-    more: tuple[str, ...] = ()  # corpora, as in train, of which 40 readers at most are test voices beside the embedded
+    more: tuple[str, ...] = ()  # corpora, as in train, of which 40 readers at most are test voices beside the others
 
 
 @dataclass(frozen=True)

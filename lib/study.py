@@ -251,9 +251,9 @@ class Study:
         return clips.assign(anomaly=anomaly, score=-anomaly)
 
 
-def apart(work: Callable[[Study, str], object], pairs: Iterable[tuple[Study, str]]) -> None:
-    """`work(study, experiment)` of all pairs in processes of one thread each, for what it keeps on the disk."""
-    jobs = [(work, study.settings, experiment) for study, experiment in pairs]
+def apart(works: Iterable[Callable[[Study, str], object]], pairs: list[tuple[Study, str]]) -> None:
+    """Each of `works(study, experiment)` of all pairs in processes of one thread, for what it keeps on the disk."""
+    jobs = [(work, study.settings, experiment) for work in works for study, experiment in pairs]
     with processes(min(len(jobs), jobs[0][1].run.threads)) as pool:
         list(pool.map(_apart, jobs))
 

@@ -143,6 +143,9 @@ def test_further_readers_are_test_voices_beside_the_embedded_ones(corpora, monke
     voices = {source.speaker for source in further}
     assert len(voices) == 4 and voices <= {f"librispeech-{name}" for name in range(100, 110)} | {"ljspeech-LJ"}
     assert cast_of(more)[0] == [own, *further]  # chosen by a hash, not by chance
+    plain, wider = (cast_of(options(corpora, more=corpus))[0] for corpus in ("", "ljspeech:{}/LJ"))
+    added = [source for source in wider if source not in plain]
+    assert len(wider) > len(plain) and {(source.speaker, source.split) for source in added} <= {("ljspeech-LJ", "test")}
 
 
 def test_librispeech_alone_plays_every_part(corpora, monkeypatch):

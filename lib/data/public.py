@@ -295,6 +295,6 @@ def cast_of(data: Data) -> tuple[list[Source], str, pd.DataFrame | None]:
     if missing := [part for part in PARTS if (split if part == "test" else others)[part].empty]:
         raise DatasetError(f"nothing is left for {' and '.join(missing)} without the voice of the single-speaker "
                            f"experiment, {voice}; name another corpus in data.single or in that part")
-    sources = [source for part in PARTS for source in _sources(split[part], part)]
+    sources = sum((_sources(split[part], part) for part in PARTS), _further(data))
     fakes = pd.concat([tables[part].assign(part=part) for part in ("test", "single") if part in tables])
     return sources, voice, fakes[fakes.label == "spoof"].drop_duplicates(["corpus", "clip_id"]).reset_index(drop=True)
